@@ -1,0 +1,40 @@
+# `make test` on a bare clone: environment, ruff, mypy, pytest. Needs python3 >= 3.10.
+PYTHON ?= python3
+# On a CUDA machine name the build to use, for example: make test TORCH=torch==2.9.1
+TORCH ?= torch==2.13.0
+SAM2 ?= sam2==1.1.0
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+STAMP := $(VENV)/.installed
+
+.PHONY: test lint types wheel clean
+.DELETE_ON_ERROR:
+
+test: lint types
+	$(BIN)/python -m pytest --durations=15 $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+wheel: $(STAMP)
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+
+# torch comes first and sam2 without dependencies: a plain `pip install sam2` brings torchvision, which does not import beside a CPU
+# build of torch. sam2 is a source package whose build imports torch; without its CUDA extension it is plain Python.
+$(STAMP): pyproject.toml Makefile
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastsam2 needs Python >= 3.10, got " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade pip setuptools wheel
+	$(PIP) install '$(TORCH)'
+	SAM2_BUILD_CUDA=0 $(PIP) install --no-deps --no-build-isolation '$(SAM2)'
+	$(PIP) install --editable '.[dev]'
+	touch $@

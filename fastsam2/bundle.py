@@ -1,0 +1,287 @@
+"""The bundle: a folder of ONNX graphs and a `manifest.json`, written and read by the same models.
+
+    export ─► new_bundle ─► write_manifest ─► folder ─► read_manifest ─► runtime
+
+The format, the versioning rule and every reason for a refusal are described in `docs/bundle.md`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
+
+from fastsam2.config import ModelSpec
+from fastsam2.contracts import GRAPHS, MANIFEST_VERSION, TensorSpec, graph_spec
+from fastsam2.enums import ExportTarget, GraphRole
+from fastsam2.errors import BundleError, expected
+
+MANIFEST_NAME = "manifest.json"
+_HASH_CHUNK_BYTES = 1 << 20
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class FileEntry(_Record):
+    """One file of the bundle."""
+
+    path: str  # relative to the bundle's folder, "/" between parts
+    bytes: int = Field(ge=0)
+    sha256: Sha256  # lower-case hex
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside(cls, path: str) -> str:
+        parts = path.split("/")
+        if any(p in ("", ".", "..") for p in parts) or any(c in path for c in "\\:\0"):
+            raise ValueError(f"{path!r} is not a plain relative path inside the bundle")
+        return path
+
+    @classmethod
+    def of(cls, folder: Path, path: PurePosixPath) -> FileEntry:
+        """Measures the file `folder`/`path`, which must exist."""
+        file = folder / path
+        return cls(path=str(path), bytes=file.stat().st_size, sha256=sha256_of(file))
+
+
+class TensorEntry(_Record):
+    """One input or output of a graph; axes are the symbols of `fastsam2.contracts`."""
+
+    name: str
+    dtype: str  # numpy dtype name
+    axes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, spec: TensorSpec) -> TensorEntry:
+        """The entry that `spec` asks for."""
+        return cls(name=spec.name, dtype=spec.dtype, axes=spec.axes)
+
+
+class GraphEntry(_Record):
+    """One graph. Entries of different targets may name the same file when the graph does not depend on the target."""
+
+    role: GraphRole
+    target: ExportTarget
+    file: FileEntry
+    opset: int = Field(gt=0)  # of the default ONNX domain
+    inputs: tuple[TensorEntry, ...]
+    outputs: tuple[TensorEntry, ...]
+    checks: dict[str, FiniteFloat]  # output -> largest |difference| to torch measured at export / standard deviation of the output
+
+
+class Origin(_Record):
+    """Where the weights came from and what exported them."""
+
+    model: str
+    checkpoint: str  # file name, random:<seed> or hub id
+    checkpoint_sha256: Sha256 | None  # None for random weights
+    config: str  # path inside the sam2 package, or the name of a user's file
+    torch: str  # versions
+    sam2: str
+    onnx: str
+    created: AwareDatetime  # UTC
+
+
+class Manifest(_Record):
+    """The content of `manifest.json`."""
+
+    manifest_version: int = MANIFEST_VERSION
+    fastsam2_version: str
+    precision: Literal["fp32"] = "fp32"
+    model: ModelSpec
+    graphs: tuple[GraphEntry, ...] = Field(min_length=1)
+    origin: Origin
+
+    @model_validator(mode="after")
+    def _no_graph_twice(self) -> Manifest:
+        keys = [(g.role.value, g.target.value) for g in self.graphs]
+        twice = sorted({k for k in keys if keys.count(k) > 1})
+        if twice:
+            raise ValueError(f"graphs listed twice: {twice}")
+        return self
+
+    @property
+    def targets(self) -> tuple[ExportTarget, ...]:
+        """The targets that have graphs here, in the order of the enum."""
+        return tuple(t for t in ExportTarget if any(g.target is t for g in self.graphs))
+
+    def graph(self, role: GraphRole, target: ExportTarget) -> GraphEntry:
+        """The graph of `role` shaped for `target`.
+
+        Raises:
+            BundleError: if the bundle has no such graph.
+        """
+        for entry in self.graphs:
+            if entry.role is role and entry.target is target:
+                return entry
+        wanted = [t.value for t in ExportTarget if t is target or t in self.targets]
+        raise BundleError(
+            expected(
+                f"a {role.value} graph for target {target.value}",
+                f"a bundle with targets {[t.value for t in self.targets]} and roles {sorted({g.role.value for g in self.graphs})}",
+                f"Export again: fastsam2 export --model {self.model.name} --checkpoint {self.origin.checkpoint} "
+                + " ".join(f"--target {t}" for t in wanted),
+            )
+        )
+
+
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file's content, lower-case hex."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes `manifest.json` into `folder`."""
+    (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path, *, verify: bool = True) -> Manifest:
+    """Reads and checks a bundle.
+
+    Args:
+        folder: the bundle.
+        verify: also compare every file's SHA-256; presence and size are always compared.
+
+    Raises:
+        BundleError: if the bundle is missing, incomplete, altered, malformed or of another manifest version; says which and what to do.
+    """
+    folder = Path(folder)
+    manifest = _parse(folder)
+    for entry in manifest.graphs:
+        _check_tensors(entry)
+    for file in dict.fromkeys(g.file for g in manifest.graphs):
+        _check_file(folder, file, verify=verify)
+    return manifest
+
+
+@contextmanager
+def new_bundle(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `out` that takes its name when the block ends well and disappears when it does not.
+
+    Args:
+        out: where the bundle is to appear.
+        overwrite: replace an existing bundle (or empty folder), at the end and by two renames; other folders are never replaced.
+
+    Yields:
+        The temporary folder, empty.
+
+    Raises:
+        BundleError: if `out` exists and may not be replaced, or its parent is not writable.
+    """
+    out = Path(out).resolve()
+    _check_replaceable(out, overwrite=overwrite)
+    unique = f"{os.getpid()}-{secrets.token_hex(4)}"
+    partial = out.with_name(f".{out.name}.partial-{unique}")
+    replaced = out.with_name(f".{out.name}.replaced-{unique}")
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise BundleError(expected("a folder to write in", f"{out.parent} ({error})", "Choose another --out")) from error
+    try:
+        yield partial
+        _check_replaceable(out, overwrite=overwrite)
+        _swap(partial, out, replaced)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if out.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _check_replaceable(out: Path, *, overwrite: bool) -> None:
+    if not out.exists():
+        return
+    if not overwrite:
+        raise BundleError(expected("a path that does not exist yet", out, "Choose another --out, or pass --overwrite to replace it"))
+    if not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST_NAME).is_file()):
+        raise BundleError(expected("a bundle to overwrite", f"{out}, which is not a bundle", "Choose another --out; nothing was removed"))
+
+
+def _swap(partial: Path, out: Path, replaced: Path) -> None:
+    try:
+        if out.exists():
+            out.rename(replaced)
+        try:
+            partial.rename(out)
+        except BaseException:
+            if replaced.exists():
+                replaced.rename(out)
+            raise
+    except OSError as error:
+        raise BundleError(expected(f"to name the finished bundle {out}", error, "Choose another --out and export again")) from error
+
+
+def _parse(folder: Path) -> Manifest:
+    export_again = "Export the bundle again with `fastsam2 export`, or copy it again in full"
+    if not folder.is_dir():
+        raise BundleError(expected("a bundle folder", f"{folder}, which is no folder", "Make one with `fastsam2 export`"))
+    file = folder / MANIFEST_NAME
+    if not file.is_file():
+        raise BundleError(expected(f"{MANIFEST_NAME} in {folder}", "a folder without it", "Name the folder that `fastsam2 export` wrote"))
+    try:
+        text = file.read_text(encoding="utf-8")
+        raw = json.loads(text)
+    except (OSError, ValueError) as error:  # ValueError: broken UTF-8 or broken JSON
+        raise BundleError(expected(f"readable JSON in {file}", f"a broken or truncated file ({error})", export_again)) from error
+    version = raw.get("manifest_version") if isinstance(raw, dict) else None
+    if type(version) is not int:
+        raise BundleError(expected(f"an integer manifest_version in {file}", repr(version), export_again))
+    if version != MANIFEST_VERSION:
+        todo = "Upgrade fastsam2: a newer release wrote it" if version > MANIFEST_VERSION else "Export again with this release"
+        raise BundleError(expected(f"manifest_version {MANIFEST_VERSION} in {file}", version, todo))
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the manifest"
+        raise BundleError(expected(f"a legal {field} in {file}", first["msg"], export_again)) from error
+
+
+def _check_tensors(entry: GraphEntry) -> None:
+    where = f"{entry.role.value} for {entry.target.value}"
+    todo = "Another release wrote this bundle: export again with this one"
+    if entry.role not in GRAPHS:
+        raise BundleError(expected(f"a role of {[r.value for r in GRAPHS]}", where, todo))
+    spec = graph_spec(entry.role, entry.target)
+    for kind, listed, wanted in (("inputs", entry.inputs, spec.inputs), ("outputs", entry.outputs, spec.outputs)):
+        table = tuple(TensorEntry.of(t) for t in wanted)
+        if listed == table:
+            continue
+        if len(listed) != len(table):
+            raise BundleError(expected(f"{kind} {[t.name for t in table]} of {where}", [t.name for t in listed], todo))
+        have, want = next(pair for pair in zip(listed, table, strict=True) if pair[0] != pair[1])
+        raise BundleError(expected(f"{kind} of {where} to hold {_text(want)}", _text(have), todo))
+
+
+def _text(tensor: TensorEntry) -> str:
+    return f"{tensor.name} {tensor.dtype} [{', '.join(tensor.axes)}]"
+
+
+def _check_file(folder: Path, entry: FileEntry, *, verify: bool) -> None:
+    file = folder / entry.path
+    todo = "Copy the bundle again in full, or export it again with `fastsam2 export`"
+    try:
+        if not file.is_file():
+            raise BundleError(expected(f"file {entry.path} in {folder}", "none", todo))
+        size = file.stat().st_size
+        if size != entry.bytes:
+            raise BundleError(expected(f"{entry.bytes} bytes in {file}", f"{size} bytes (truncated or replaced)", todo))
+        if verify and (digest := sha256_of(file)) != entry.sha256:
+            raise BundleError(expected(f"SHA-256 {entry.sha256} of {file}", f"{digest} (altered since export)", todo))
+    except OSError as error:
+        raise BundleError(expected(f"a readable {file}", error, "Check its permissions")) from error

@@ -1,0 +1,167 @@
+"""THE tensor table: names, dtypes, shapes and dynamic axes of every graph, stated once.
+
+The exporter names its inputs and outputs from here, the bundle checks them, the runtime feeds them, and engine builders take their
+profiles from the dynamic axes. Symbols:
+
+    S image side, g = S/16 grid side, N = g² grid tokens, L = 4g low-resolution side, C hidden width, D memory width, E text width
+    (fixed by the model), and the dynamic B objects, M memory rows, P object pointers, Q prompt points, T texts.
+    R = M + (C/D)·P keys of the memory attention.
+
+Semantics of each value follow facebookresearch/sam2 @2b90b9f `sam2/modeling/sam2_base.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from fastsam2.config import ModelSpec
+from fastsam2.enums import ExportTarget, GraphRole
+
+MANIFEST_VERSION = 1
+CLIP_CONTEXT = 77  # token ids per text, fixed by CLIP
+MASK_LOGIT_CLAMP = 32.0  # previous logits are clamped to ± this before they become a mask prompt
+NO_OBJECT_LOGIT = -1024.0  # every logit of an object that is not visible (official NO_OBJ_SCORE)
+LABEL_PADDING, LABEL_NEGATIVE, LABEL_POSITIVE, LABEL_BOX_MIN, LABEL_BOX_MAX = -1, 0, 1, 2, 3
+
+DYNAMIC_AXES = frozenset({"B", "M", "P", "Q", "T", "R"})
+STATIC_AXES: Mapping[str, Callable[[ModelSpec], int]] = {
+    "1": lambda _: 1,
+    "2": lambda _: 2,
+    "3": lambda _: 3,
+    "S": lambda s: s.image_size,
+    "N": lambda s: s.tokens,
+    "L": lambda s: s.low_res,
+    "L/2": lambda s: s.low_res // 2,
+    "C": lambda s: s.hidden_dim,
+    "C/4": lambda s: s.hidden_dim // 4,
+    "C/8": lambda s: s.hidden_dim // 8,
+    "D": lambda s: s.memory_dim,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output.
+
+    Attributes:
+        name: the ONNX name.
+        dtype: numpy dtype name.
+        axes: one symbol per dimension, from `STATIC_AXES` or `DYNAMIC_AXES`.
+        doc: meaning, unit and range.
+    """
+
+    name: str
+    dtype: str
+    axes: tuple[str, ...]
+    doc: str
+
+    def shape(self, spec: ModelSpec) -> tuple[int | str, ...]:
+        """Sizes of `spec`'s model; dynamic axes stay symbols."""
+        return tuple(a if a in DYNAMIC_AXES else STATIC_AXES[a](spec) for a in self.axes)
+
+    def dynamic(self) -> dict[int, str]:
+        """Dimension index -> symbol of the dynamic axes."""
+        return {i: a for i, a in enumerate(self.axes) if a in DYNAMIC_AXES}
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSpec:
+    """One graph of a bundle.
+
+    Attributes:
+        role: which graph.
+        inputs: in positional order.
+        outputs: in positional order.
+        runs: how often the tracker calls it.
+    """
+
+    role: GraphRole
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    runs: str
+
+    def input(self, name: str) -> TensorSpec:
+        """The input called `name`."""
+        return next(t for t in self.inputs if t.name == name)
+
+
+def _t(name: str, dtype: str, axes: str, doc: str) -> TensorSpec:
+    return TensorSpec(name, dtype, tuple(axes.split()), doc)
+
+
+TOKENS = _t("tokens", "float32", "1 N C", "stride-16 features of the newest frame, without any positional or no-memory embedding")
+HIGH_RES_0 = _t("high_res_0", "float32", "1 C/8 L L", "stride-4 features after conv_s0")
+HIGH_RES_1 = _t("high_res_1", "float32", "1 C/4 L/2 L/2", "stride-8 features after conv_s1")
+LOW_RES_LOGITS = _t("low_res_logits", "float32", "B 1 L L", "mask logits; -1024 everywhere when the object is not visible")
+POINTER = _t("pointer", "float32", "B C", "object pointer, no_obj_ptr mixed in when the object is not visible")
+OBJECT_SCORE = _t("object_score", "float32", "B", "logit; the object is visible when > 0")
+
+GRAPHS: Mapping[GraphRole, GraphSpec] = {
+    g.role: g
+    for g in (
+        GraphSpec(
+            GraphRole.IMAGE_ENCODER,
+            (_t("pixels", "uint8", "1 3 S S", "RGB, already resized to S x S; normalised inside the graph"),),
+            (TOKENS, HIGH_RES_0, HIGH_RES_1),
+            "once a frame, shared by all objects",
+        ),
+        GraphSpec(
+            GraphRole.MEMORY_ATTENTION,
+            (
+                TOKENS,
+                _t("memory", "float32", "B M D", "memory rows as written by memory_encoder, rounded to bfloat16"),
+                _t("position", "int32", "B M", "row of the position tables: 0..N-1 grid, N..N+N/4-1 pooled 2x2 cells, N+N/4 identity"),
+                _t("age", "int32", "B M", "row of the temporal table: 0 previous frame, ..., num_maskmem-1 prompt frames"),
+                _t("pointers", "float32", "B P C", "object pointers"),
+                _t("pointer_offset", "float32", "B P", "frames back, divided by min(frames of the clip, max_object_pointers) - 1"),
+            ),
+            (_t("conditioned", "float32", "B N C", "tokens conditioned on the memory"),),
+            "once a frame per batch of objects with equal M and P",
+        ),
+        GraphSpec(
+            GraphRole.MASK_DECODER,
+            (
+                _t("conditioned", "float32", "B N C", "memory_attention's output, or raw tokens where first_frame"),
+                HIGH_RES_0,
+                HIGH_RES_1,
+                _t("points", "float32", "B Q 2", "x, y in pixels of the S x S input; a box is two points"),
+                _t("labels", "int32", "B Q", "-1 padding, 0 negative, 1 positive, 2 and 3 box corners; one more padding point is added inside"),
+                _t("mask_prompt", "float32", "B 1 L L", "previous low-resolution logits clamped to ±32; ignored unless has_mask"),
+                _t("has_mask", "bool", "B", "mask_prompt is given"),
+                _t("multimask", "bool", "B", "choose among three masks by predicted IoU; otherwise one mask with stability fallback"),
+                _t("first_frame", "bool", "B", "conditioned holds raw tokens: add no_mem_embed"),
+            ),
+            (
+                LOW_RES_LOGITS,
+                _t("iou", "float32", "B", "predicted IoU of the chosen mask, 0..1"),
+                POINTER,
+                OBJECT_SCORE,
+            ),
+            "once a frame per batch; once per prompt",
+        ),
+        GraphSpec(
+            GraphRole.MASK_PROMPT,
+            (TOKENS, HIGH_RES_0, HIGH_RES_1, _t("mask", "float32", "B 1 S S", "0 or 1, at the input size")),
+            (LOW_RES_LOGITS, POINTER, OBJECT_SCORE),
+            "once per mask prompt",
+        ),
+        GraphSpec(
+            GraphRole.MEMORY_ENCODER,
+            (TOKENS, LOW_RES_LOGITS, OBJECT_SCORE, _t("prompted", "bool", "B", "the frame was prompted: binarise the mask")),
+            (_t("rows", "float32", "B N D", "memory rows, before rounding to bfloat16"),),
+            "once a frame per batch",
+        ),
+    )
+}
+
+# TensorRT keeps shapes static with padded banks, so its memory attention takes one more input.
+MEMORY_BIAS = _t("memory_bias", "float32", "B R", "added to the attention logits of each key: 0, or very negative for rows not to be seen")
+
+
+def graph_spec(role: GraphRole, target: ExportTarget) -> GraphSpec:
+    """The table of one graph as shaped for `target`."""
+    spec = GRAPHS[role]
+    if role is GraphRole.MEMORY_ATTENTION and target is ExportTarget.TENSORRT:
+        return GraphSpec(spec.role, (*spec.inputs, MEMORY_BIAS), spec.outputs, spec.runs)
+    return spec

@@ -1,0 +1,56 @@
+"""Closed choices that also parse from text (`PrunePolicy("mask")`)."""
+
+from enum import Enum
+
+
+class GraphRole(str, Enum):
+    """The graphs of a bundle; tensor tables in `fastsam2.contracts`."""
+
+    IMAGE_ENCODER = "image_encoder"
+    MEMORY_ATTENTION = "memory_attention"
+    MASK_DECODER = "mask_decoder"
+    MASK_PROMPT = "mask_prompt"
+    MEMORY_ENCODER = "memory_encoder"
+    TEXT_ENCODER = "text_encoder"
+    ROUTER = "router"
+
+
+class ExportTarget(str, Enum):
+    """Which consumer a set of graphs is shaped for.
+
+    ONNXRUNTIME: com.microsoft MultiHeadAttention, raw 64-wide memory rows as attention values (the fastest measured on a CPU).
+    TENSORRT: standard ONNX operators only, values as wide as keys (TensorRT fuses only equal widths), additive `memory_bias`.
+    """
+
+    ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+
+
+class PrunePolicy(str, Enum):
+    """How the memory rows of a frame are chosen; one file each in `runtime/policies/`."""
+
+    DENSE = "dense"
+    RANDOM = "random"
+    UNIFORM = "uniform"
+    MASK = "mask"
+    POOL2X2 = "pool2x2"
+
+
+class Protect(str, Enum):
+    """Frames whose rows are never pruned."""
+
+    PROMPT = "prompt"
+    NEWEST = "newest"
+
+
+class BackendName(str, Enum):
+    """Where graphs run."""
+
+    ONNXRUNTIME = "onnxruntime"
+
+
+class Flavor(str, Enum):
+    """Which TensorRT builds and runs an engine; chosen in `engines/trt_compat.py`."""
+
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"

@@ -1,0 +1,1 @@
+"""Bundle -> masks: the streaming tracker and everything around it. Needs numpy and ONNX Runtime; never torch."""

@@ -1,0 +1,1 @@
+"""Where graphs run: one protocol, one file per backend."""

@@ -1,0 +1,61 @@
+"""What a tracker answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from fastsam2.errors import PromptError, expected
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryReport:
+    """What the memory bank of the tracked objects holds after a step.
+
+    Attributes:
+        rows: spatial memory rows held, per object.
+        share: rows / (num_maskmem · N), per object; pointers not counted. More than 1 is possible with several prompt frames.
+        bytes: bytes held by rows, positions and pointers, per object.
+    """
+
+    rows: tuple[int, ...] = ()
+    share: tuple[float, ...] = ()
+    bytes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Masks of one frame. Arrays belong to the caller and stay valid.
+
+    Attributes:
+        frame: index of the frame since the tracker's start or reset, 0-based.
+        ids: object ids, in the order they were added; row i of every array is object ids[i].
+        masks: bool [B, H, W] at video resolution; objects may overlap.
+        visible: bool [B]; object score > 0.
+        scores: float32 [B]; object score logits.
+        ious: float32 [B]; predicted IoU of the mask, 0..1 (1 for mask prompts).
+        low_res_logits: float32 [B, L, L]; -1024 where an object is not visible.
+        memory: what the bank holds.
+    """
+
+    frame: int
+    ids: tuple[int, ...]
+    masks: npt.NDArray[np.bool_]
+    visible: npt.NDArray[np.bool_]
+    scores: npt.NDArray[np.float32]
+    ious: npt.NDArray[np.float32]
+    low_res_logits: npt.NDArray[np.float32]
+    memory: MemoryReport = field(default_factory=MemoryReport)
+
+    def __getitem__(self, object_id: int) -> npt.NDArray[np.bool_]:
+        """Mask of one object, bool [H, W].
+
+        Raises:
+            PromptError: if the id is not in this result.
+        """
+        if object_id not in self.ids:
+            raise PromptError(expected(f"an id of {list(self.ids)}", object_id, "Ask for an object that is being tracked"))
+        mask: npt.NDArray[np.bool_] = self.masks[self.ids.index(object_id)]
+        return mask

@@ -1,0 +1,177 @@
+"""The model's stages as functions of arrays: no state but a timer, so that trackers of any kind compose them.
+
+Objects are batched; a batch larger than the memory budget allows is run in chunks, which gives bit-identical results on ONNX Runtime CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastsam2.config import ModelSpec
+from fastsam2.contracts import LABEL_PADDING
+from fastsam2.enums import GraphRole
+from fastsam2.errors import PromptError, expected
+from fastsam2.runtime.backends.protocol import Array, Backend, Float
+from fastsam2.runtime.memory_bank import BatchBuffers, ObjectMemory
+from fastsam2.runtime.selection import Selection
+from fastsam2.runtime.timing import StageTimer
+
+DEFAULT_MEMORY_BUDGET_MB = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Outputs of image_encoder for one frame: tokens [1, N, C], high_res_0 [1, C/8, L, L], high_res_1 [1, C/4, L/2, L/2]."""
+
+    tokens: Float
+    high_res_0: Float
+    high_res_1: Float
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Masks of B objects: logits [B, L, L], iou [B], pointer [B, C], score [B]."""
+
+    logits: Float
+    iou: Float
+    pointer: Float
+    score: Float
+
+
+def activation_bytes(role: GraphRole, spec: ModelSpec, rows: int = 0) -> int:
+    """Estimated peak bytes of one object inside a graph: the widest live tensors, float32.
+
+    Args:
+        role: a graph that is batched over objects.
+        spec: model sizes.
+        rows: memory rows the object reads, for memory_attention.
+    """
+    pixels = spec.image_size**2
+    if role is GraphRole.MEMORY_ATTENTION:
+        # keys before and after rotation, their codes, and the 8x wide hidden layer of the feed-forward block
+        return 4 * (rows * (2 * spec.hidden_dim + 4 * spec.memory_dim) + spec.tokens * 14 * spec.hidden_dim)
+    if role is GraphRole.MASK_DECODER:
+        # three C/8-wide maps at low resolution, three C/4-wide maps at half of it, eight copies of the tokens
+        return 4 * (spec.low_res**2 * (3 * spec.hidden_dim // 8 + 3 * spec.hidden_dim // 16 + 8) + spec.tokens * 8 * spec.hidden_dim)
+    # the mask at full size three times, the first convolution twice, the 4x wide hidden layer of the fuser twice
+    return 4 * (pixels * 5 + spec.tokens * 10 * spec.hidden_dim)
+
+
+class Stages:
+    """Runs stages on a backend.
+
+    Args:
+        backend: where graphs run.
+        spec: model sizes.
+        timer: collects milliseconds by graph name.
+        memory_budget_mb: bound on the estimated activations of one batch, MiB; at least one object always runs.
+
+    Raises:
+        PromptError: if the budget is not positive.
+    """
+
+    def __init__(self, backend: Backend, spec: ModelSpec, timer: StageTimer, *, memory_budget_mb: int = DEFAULT_MEMORY_BUDGET_MB) -> None:
+        if memory_budget_mb < 1:
+            raise PromptError(expected("memory_budget_mb >= 1", memory_budget_mb, f"The default is {DEFAULT_MEMORY_BUDGET_MB}"))
+        self.backend, self.spec, self.timer = backend, spec, timer
+        self.budget = memory_budget_mb * 2**20
+        self._buffers = BatchBuffers(spec)
+
+    def chunks(self, role: GraphRole, count: int, rows: int = 0) -> list[slice]:
+        """Split `count` objects into batches within the budget."""
+        size = max(1, self.budget // activation_bytes(role, self.spec, rows))
+        return [slice(i, min(i + size, count)) for i in range(0, count, size)]
+
+    def encode_image(self, pixels: npt.NDArray[np.uint8]) -> Features:
+        """Features of a frame, from uint8 [1, 3, S, S]."""
+        return Features(**self._run(GraphRole.IMAGE_ENCODER, {"pixels": pixels}))
+
+    def condition(self, features: Features, memories: Sequence[ObjectMemory], selections: Sequence[Selection]) -> Float:
+        """Tokens conditioned on the memory of each object, float32 [B, N, C]. All objects must have equal counts."""
+        rows, _ = memories[0].counts(selections[0])
+        parts = []
+        for part in self.chunks(GraphRole.MEMORY_ATTENTION, len(memories), rows):
+            inputs = {"tokens": features.tokens, **self._buffers.assemble(memories[part], selections[part])}
+            parts.append(self._run(GraphRole.MEMORY_ATTENTION, inputs)["conditioned"])
+        return _join(parts)
+
+    def decode(
+        self,
+        features: Features,
+        conditioned: Float,
+        *,
+        multimask: bool,
+        first_frame: bool = False,
+        points: Float | None = None,
+        labels: npt.NDArray[np.int32] | None = None,
+        previous_logits: Float | None = None,
+    ) -> Decoded:
+        """Masks of B objects.
+
+        Args:
+            features: of the frame.
+            conditioned: float32 [B, N, C]; raw tokens with `first_frame`.
+            multimask: choose among three masks.
+            first_frame: see `contracts`.
+            points: float32 [B, Q, 2] in model pixels; None for a frame without prompts.
+            labels: int32 [B, Q].
+            previous_logits: float32 [B, L, L], already clamped, or None.
+        """
+        count, side = len(conditioned), self.spec.low_res
+        if points is None or labels is None:
+            points, labels = np.zeros((count, 1, 2), np.float32), np.full((count, 1), LABEL_PADDING, np.int32)
+        parts = []
+        for part in self.chunks(GraphRole.MASK_DECODER, count):
+            n = part.stop - part.start
+            empty = np.zeros((n, 1, side, side), np.float32)
+            inputs: dict[str, Array] = {
+                "conditioned": conditioned[part],
+                "high_res_0": features.high_res_0,
+                "high_res_1": features.high_res_1,
+                "points": points[part],
+                "labels": labels[part],
+                "mask_prompt": empty if previous_logits is None else previous_logits[part][:, None],
+                "has_mask": np.full(n, previous_logits is not None),
+                "multimask": np.full(n, multimask),
+                "first_frame": np.full(n, first_frame),
+            }
+            out = self._run(GraphRole.MASK_DECODER, inputs)
+            parts.append((out["low_res_logits"][:, 0], out["iou"], out["pointer"], out["object_score"]))
+        return Decoded(*(_join(list(column)) for column in zip(*parts, strict=True)))
+
+    def adopt_mask(self, features: Features, mask: Float) -> Decoded:
+        """A given mask, float32 [B, S, S] of 0 and 1, becomes the output; its predicted IoU is 1."""
+        inputs = {
+            "tokens": features.tokens,
+            "high_res_0": features.high_res_0,
+            "high_res_1": features.high_res_1,
+            "mask": np.ascontiguousarray(mask[:, None]),
+        }
+        out = self._run(GraphRole.MASK_PROMPT, inputs)
+        return Decoded(out["low_res_logits"][:, 0], np.ones(len(mask), np.float32), out["pointer"], out["object_score"])
+
+    def encode_memory(self, features: Features, logits: Float, scores: Float, prompted: npt.NDArray[np.bool_]) -> Float:
+        """Memory rows float32 [B, N, D] of logits [B, L, L], scores [B] and prompted [B]."""
+        parts = []
+        for part in self.chunks(GraphRole.MEMORY_ENCODER, len(logits)):
+            inputs: dict[str, Array] = {
+                "tokens": features.tokens,
+                "low_res_logits": logits[part][:, None],
+                "object_score": scores[part],
+                "prompted": prompted[part],
+            }
+            parts.append(self._run(GraphRole.MEMORY_ENCODER, inputs)["rows"])
+        return _join(parts)
+
+    def _run(self, role: GraphRole, inputs: dict[str, Array]) -> dict[str, Array]:
+        with self.timer.stage(role.value):
+            return self.backend.run(role, inputs)
+
+
+def _join(parts: list[Any]) -> Any:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

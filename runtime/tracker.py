@@ -1,0 +1,357 @@
+"""The streaming loop: frames in, masks out, objects added, corrected and removed at any time, bounded memory for any length.
+
+Semantics follow facebookresearch/sam2 @2b90b9f `SAM2VideoPredictor` (one object at a time in a finished clip), for a stream: prompts refer to
+the newest frame, and what was written for an earlier frame is never changed. A frame's memory is encoded when the next frame arrives, so a
+correction costs one decoder run and never leaves two versions of a frame's memory behind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fastsam2.config import ModelSpec, Prune
+from fastsam2.contracts import MASK_LOGIT_CLAMP
+from fastsam2.errors import PromptError, expected
+from fastsam2.runtime.backends.protocol import Backend, Float
+from fastsam2.runtime.memory_bank import ObjectMemory
+from fastsam2.runtime.postprocess import fill_holes, masks_from_logits
+from fastsam2.runtime.preprocess import check_frame, frame_to_pixels, mask_to_input
+from fastsam2.runtime.prompts import Prompt, check_object_id, make_prompt, to_model_points
+from fastsam2.runtime.pruning import Pruner, RowContext
+from fastsam2.runtime.result import MemoryReport, Result
+from fastsam2.runtime.stages import DEFAULT_MEMORY_BUDGET_MB, Decoded, Features, Stages
+from fastsam2.runtime.timing import StageTimer
+
+DEFAULT_MAX_PROMPT_FRAMES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What is known of one object on the newest frame; replaced as a whole, so a failed call changes nothing.
+
+    Attributes:
+        logits: float32 [L, L], holes filled: the answer, and the mask prompt of a correction.
+        memory_logits: float32 [L, L] to encode into memory; unfilled on frames that were only tracked.
+        score, iou: floats.
+        pointer: float32 [C].
+        prompted: a prompt was given on this frame.
+        as_prompt: its memory counts as a prompt frame.
+        conditioned: float32 [1, N, C] from the memories before this frame; None on the object's first frame.
+        points: float32 [1, n, 2] and labels int32 [1, n] given on this frame so far, in model pixels.
+    """
+
+    logits: Float
+    memory_logits: Float
+    score: float
+    iou: float
+    pointer: Float
+    prompted: bool
+    as_prompt: bool
+    conditioned: Float | None
+    points: Float | None = None
+    labels: npt.NDArray[np.int32] | None = None
+
+
+@dataclass(slots=True)
+class _Object:
+    memory: ObjectMemory
+    newest: _Outcome
+
+
+class Tracker:
+    """Tracks objects through a stream of frames of one size. Not for use from several threads at once.
+
+    Args:
+        backend: where graphs run; may be shared with other trackers.
+        spec: model sizes.
+        prune: which memory rows to keep; the default keeps all.
+        corrections_as_prompts: a corrected frame's memory counts as a prompt frame (official `add_all_frames_to_correct_as_cond`).
+        max_prompt_frames: most prompt frames an object attends to (official `max_cond_frames_in_attn`); older ones become ordinary frames.
+        fill_hole_area: background holes of at most this many low-resolution pixels are filled; 0 fills none.
+        memory_budget_mb: estimated activations of one batch of objects, MiB.
+
+    Raises:
+        PromptError: if an option is out of range.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        spec: ModelSpec,
+        *,
+        prune: Prune | None = None,
+        corrections_as_prompts: bool = False,
+        max_prompt_frames: int = DEFAULT_MAX_PROMPT_FRAMES,
+        fill_hole_area: int = 0,
+        memory_budget_mb: int = DEFAULT_MEMORY_BUDGET_MB,
+    ) -> None:
+        if max_prompt_frames < 1:
+            raise PromptError(expected("max_prompt_frames >= 1", max_prompt_frames, f"The default is {DEFAULT_MAX_PROMPT_FRAMES}"))
+        if fill_hole_area < 0:
+            raise PromptError(expected("fill_hole_area >= 0", fill_hole_area, "0 fills nothing; the official predictor uses 8 on CUDA"))
+        self.spec = spec
+        self.pruner = Pruner(prune or Prune(), spec)
+        self.corrections_as_prompts = corrections_as_prompts
+        self.max_prompt_frames = max_prompt_frames
+        self.fill_hole_area = fill_hole_area
+        self._timer = StageTimer()
+        self._stages = Stages(backend, spec, self._timer, memory_budget_mb=memory_budget_mb)
+        self._objects: dict[int, _Object] = {}
+        self._frame: int | None = None
+        self._size: tuple[int, int] | None = None
+        self._pixels: npt.NDArray[np.uint8] | None = None
+        self._features: Features | None = None
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Ids of the tracked objects, in the order they were added."""
+        return tuple(self._objects)
+
+    @property
+    def frame(self) -> int | None:
+        """Index of the newest frame, None before the first."""
+        return self._frame
+
+    def stages_ms(self) -> dict[str, dict[str, float]]:
+        """{stage: {median, p90}} in milliseconds per call, over the newest calls."""
+        return self._timer.summary()
+
+    def step(self, frame: npt.NDArray[np.uint8]) -> Result:
+        """Take the next frame and track every object on it.
+
+        Args:
+            frame: uint8 [H, W, 3] RGB, of the same size on every step.
+
+        Returns:
+            Masks of all objects; an empty result while there are none.
+
+        Raises:
+            PromptError: if the frame has another dtype, shape or size. The tracker is unchanged.
+            BackendError: if a graph cannot run. The frame was not taken and can be given again.
+        """
+        check_frame(frame)
+        size = (frame.shape[0], frame.shape[1])
+        if self._size not in (None, size):
+            raise PromptError(expected(f"a frame of {self._size} (height, width)", size, "Call reset() before another video"))
+        with self._timer.stage("preprocess"):
+            pixels = frame_to_pixels(frame, self.spec.image_size)
+        index = 0 if self._frame is None else self._frame + 1
+        features, outcomes = None, {}
+        if self._objects:
+            self._write_memories()
+            features = self._stages.encode_image(pixels)
+            outcomes = self._track(index, features)
+        for object_id, outcome in outcomes.items():
+            self._objects[object_id].newest = outcome
+        self._frame, self._size, self._pixels, self._features = index, size, pixels, features
+        return self._result()
+
+    def add(
+        self,
+        object_id: int,
+        *,
+        box: npt.ArrayLike | None = None,
+        points: npt.ArrayLike | None = None,
+        labels: npt.ArrayLike | None = None,
+        mask: npt.ArrayLike | None = None,
+    ) -> Result:
+        """Start tracking an object from the newest frame on.
+
+        Args:
+            object_id: a positive integer not in use.
+            box: x0, y0, x1, y1 in video pixels.
+            points: [n, 2] x, y in video pixels.
+            labels: [n]; 1 on the object, 0 off it; all 1 when left out.
+            mask: bool [H, W]; instead of box and points.
+
+        Returns:
+            Masks of all objects on the newest frame.
+
+        Raises:
+            PromptError: if there is no frame yet, the id is in use, or the prompt is not legal. The tracker is unchanged.
+        """
+        prompt = self._prompt(box=box, points=points, labels=labels, mask=mask)
+        object_id = check_object_id(object_id)
+        if object_id in self._objects:
+            raise PromptError(expected("a new object id", f"{object_id}, which is being tracked", "Use correct() for it, or remove() it first"))
+        outcome = self._answer(prompt, previous=None, append=False)
+        memory = ObjectMemory(self.spec, self.pruner, max_prompt_frames=self.max_prompt_frames)
+        self._objects[object_id] = _Object(memory, outcome)
+        return self._result()
+
+    def correct(
+        self,
+        object_id: int,
+        *,
+        box: npt.ArrayLike | None = None,
+        points: npt.ArrayLike | None = None,
+        labels: npt.ArrayLike | None = None,
+        mask: npt.ArrayLike | None = None,
+        append: bool = False,
+    ) -> Result:
+        """Correct an object on the newest frame. Points refine its present mask; a mask replaces it.
+
+        Args:
+            object_id: a tracked object.
+            box: as in `add`.
+            points: as in `add`.
+            labels: as in `add`.
+            mask: as in `add`.
+            append: keep the points given on this frame before, and add these.
+
+        Returns:
+            Masks of all objects on the newest frame.
+
+        Raises:
+            PromptError: if the id is unknown or the prompt is not legal. The tracker is unchanged.
+        """
+        prompt = self._prompt(box=box, points=points, labels=labels, mask=mask)
+        known = self._known(object_id)
+        if append and (box is not None or mask is not None):
+            raise PromptError(expected("points with append", "a box or a mask", "A box must come before any point: give it with append=False"))
+        known.newest = self._answer(prompt, previous=known.newest, append=append)
+        return self._result()
+
+    def remove(self, object_id: int) -> None:
+        """Stop tracking an object and free its memory.
+
+        Raises:
+            PromptError: if the id is unknown.
+        """
+        self._known(object_id)
+        del self._objects[object_id]
+
+    def reset(self) -> None:
+        """Forget every object and frame; the next frame has index 0 and may have another size."""
+        self._objects.clear()
+        self._frame = self._size = self._pixels = self._features = None
+
+    def _prompt(self, **given: npt.ArrayLike | None) -> Prompt:
+        if self._size is None:
+            raise PromptError(expected("a frame before the first prompt", "none", "Call step(frame) first: prompts refer to the newest frame"))
+        return make_prompt(**given, frame_size=self._size)
+
+    def _known(self, object_id: int) -> _Object:
+        if object_id not in self._objects:
+            raise PromptError(expected(f"a tracked object id of {list(self._objects)}", repr(object_id), "Use add() for a new object"))
+        return self._objects[object_id]
+
+    def _answer(self, prompt: Prompt, *, previous: _Outcome | None, append: bool) -> _Outcome:
+        """Outcome of a prompt on the newest frame; `previous` is the object's outcome on it, None for a new object."""
+        features = self._newest_features()
+        conditioned = previous.conditioned if previous is not None else None
+        first = conditioned is None
+        as_prompt = first or self.corrections_as_prompts or (previous is not None and previous.as_prompt)
+        if prompt.mask is not None:
+            decoded = self._stages.adopt_mask(features, mask_to_input(prompt.mask, self.spec.image_size)[None])
+            return self._outcome(decoded, 0, prompted=True, as_prompt=as_prompt, conditioned=conditioned)
+        assert self._size is not None
+        points, labels = to_model_points(prompt, self._size, self.spec.image_size)
+        if append and previous is not None and previous.points is not None and previous.labels is not None:
+            points = np.concatenate([previous.points, points], axis=1)
+            labels = np.concatenate([previous.labels, labels], axis=1)
+        decoded = self._stages.decode(
+            features,
+            features.tokens if conditioned is None else conditioned,
+            multimask=self._multimask(labels.shape[1], first=first),
+            first_frame=first,
+            points=points,
+            labels=labels,
+            previous_logits=None if previous is None else np.clip(previous.logits, -MASK_LOGIT_CLAMP, MASK_LOGIT_CLAMP)[None],
+        )
+        return self._outcome(decoded, 0, prompted=True, as_prompt=as_prompt, conditioned=conditioned, points=points, labels=labels)
+
+    def _multimask(self, points: int, *, first: bool) -> bool:
+        """Official `SAM2Base._use_multimask`."""
+        in_range = self.spec.multimask_min_points <= points <= self.spec.multimask_max_points
+        return in_range and (first or self.spec.multimask_for_tracking)
+
+    def _newest_features(self) -> Features:
+        if self._features is None:
+            assert self._pixels is not None
+            self._features = self._stages.encode_image(self._pixels)
+        return self._features
+
+    def _write_memories(self) -> None:
+        """Encode the newest frame into every object's memory. Doing it twice gives the same state."""
+        assert self._frame is not None
+        features, objects = self._newest_features(), list(self._objects.items())
+        rows = self._stages.encode_memory(
+            features,
+            np.stack([o.newest.memory_logits for _, o in objects]),
+            np.array([o.newest.score for _, o in objects], np.float32),
+            np.array([o.newest.prompted for _, o in objects]),
+        )
+        for (object_id, known), own_rows in zip(objects, rows, strict=True):
+            context = RowContext(self.spec, object_id, self._frame, known.newest.memory_logits, self.pruner.prune.seed)
+            scores = self.pruner.score(context)
+            known.memory.write(self._frame, own_rows, known.newest.pointer, prompt=known.newest.as_prompt, scores=scores)
+
+    def _track(self, index: int, features: Features) -> dict[int, _Outcome]:
+        """Outcomes of all objects on a new frame, batched over objects with equally long histories."""
+        selections = {i: o.memory.select(index) for i, o in self._objects.items()}
+        groups: dict[tuple[int, int], list[int]] = {}
+        for object_id, known in self._objects.items():
+            groups.setdefault(known.memory.counts(selections[object_id]), []).append(object_id)
+        outcomes: dict[int, _Outcome] = {}
+        for ids in groups.values():
+            conditioned = self._stages.condition(features, [self._objects[i].memory for i in ids], [selections[i] for i in ids])
+            decoded = self._stages.decode(features, conditioned, multimask=self._multimask(0, first=False))
+            for row, object_id in enumerate(ids):
+                outcomes[object_id] = self._outcome(
+                    decoded, row, prompted=False, as_prompt=False, conditioned=conditioned[row : row + 1]
+                )
+        return outcomes
+
+    def _outcome(
+        self,
+        decoded: Decoded,
+        row: int,
+        *,
+        prompted: bool,
+        as_prompt: bool,
+        conditioned: Float | None,
+        points: Float | None = None,
+        labels: npt.NDArray[np.int32] | None = None,
+    ) -> _Outcome:
+        raw = decoded.logits[row]
+        filled = fill_holes(raw[None], self.fill_hole_area)[0] if self.fill_hole_area else raw
+        return _Outcome(
+            logits=filled,
+            memory_logits=filled if prompted else raw,
+            score=float(decoded.score[row]),
+            iou=float(decoded.iou[row]),
+            pointer=decoded.pointer[row].copy(),
+            prompted=prompted,
+            as_prompt=as_prompt,
+            conditioned=conditioned,
+            points=points,
+            labels=labels,
+        )
+
+    def _result(self) -> Result:
+        assert self._frame is not None
+        assert self._size is not None
+        objects, side = list(self._objects.values()), self.spec.low_res
+        logits = np.stack([o.newest.logits for o in objects]) if objects else np.zeros((0, side, side), np.float32)
+        with self._timer.stage("postprocess"):
+            masks = masks_from_logits(logits, self._size)
+        scores = np.array([o.newest.score for o in objects], np.float32)
+        held = tuple(o.memory.rows_held for o in objects)
+        return Result(
+            frame=self._frame,
+            ids=tuple(self._objects),
+            masks=masks,
+            visible=scores > 0,
+            scores=scores,
+            ious=np.array([o.newest.iou for o in objects], np.float32),
+            low_res_logits=logits,
+            memory=MemoryReport(
+                rows=held,
+                share=tuple(rows / (self.spec.num_maskmem * self.spec.tokens) for rows in held),
+                bytes=tuple(o.memory.nbytes for o in objects),
+            ),
+        )

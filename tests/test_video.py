@@ -1,0 +1,345 @@
+"""Decoding, order, rotation, errors and the live policy. Oracle of rotation: OpenCV's own autorotation."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import socket
+import struct
+import threading
+import time
+import wave
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from fastsam2.errors import PromptError, VideoError
+from fastsam2.runtime import video
+from fastsam2.runtime.video import FrameSource, open_video
+
+Array = npt.NDArray[np.uint8]
+
+HEIGHT, WIDTH = 48, 64
+CORNERS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
+QUARTER_TURNS = {0: (1, 0, 0, 1), 90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}  # degrees clockwise -> a, b, c, d
+
+
+def quadrants() -> Array:
+    """Top: red, green; bottom: blue, white."""
+    frame = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    frame[:24, :32], frame[:24, 32:], frame[24:, :32], frame[24:, 32:] = CORNERS.values()
+    return frame
+
+
+def corner_names(frame: Array) -> list[str]:
+    pixels = [frame[4, 4], frame[4, -5], frame[-5, 4], frame[-5, -5]]
+    return [min(CORNERS, key=lambda name: int(np.abs(pixel.astype(int) - CORNERS[name]).sum())) for pixel in pixels]
+
+
+def level(i: int) -> int:
+    return 30 + 8 * i
+
+
+def counting(count: int) -> list[Array]:
+    """Frames whose grey level tells their number, on noise that keeps the encoder busy."""
+    noise = np.random.default_rng(0).integers(-15, 16, (HEIGHT, WIDTH, 1))
+    return [np.broadcast_to(level(i) + np.roll(noise, i, 1), (HEIGHT, WIDTH, 3)).clip(0, 255).astype(np.uint8) for i in range(count)]
+
+
+def numbers(frames: Iterator[Array]) -> list[int]:
+    return [round((float(frame.mean()) - 30) / 8) for frame in frames]
+
+
+def write_video(path: Path, frames: list[Array], *, codec: str = "libx264", fps: int = 25) -> Path:
+    with av.open(str(path), "w", options={"movflags": "faststart"} if path.suffix == ".mp4" else {}) as container:
+        stream = container.add_stream(codec, rate=fps, options={"crf": "12", "bf": "0"} if codec == "libx264" else {"qscale": "2"})
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def set_matrix(path: Path, a: int, b: int, c: int, d: int) -> Path:
+    """Patches the display matrix of an mp4's track header."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 44
+    struct.pack_into(">9i", data, at, a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    return path
+
+
+def test_file_gives_every_frame_in_order(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.mp4", counting(12), fps=20)
+    with open_video(str(path)) as source:
+        assert (source.size, source.fps, source.frame_count, source.stems) == ((HEIGHT, WIDTH), 20.0, 12, None)
+        assert (source.live, source.dropped, source.source) == (False, 0, str(path))
+        frames = list(source)
+    assert numbers(iter(frames)) == list(range(12))
+    assert all(f.dtype == np.uint8 and f.shape == (HEIGHT, WIDTH, 3) and f.flags.c_contiguous for f in frames)
+
+
+def test_max_frames(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.mp4", counting(6))
+    with open_video(str(path), max_frames=4) as source:
+        assert source.frame_count == 4
+        assert numbers(source) == [0, 1, 2, 3]
+    with open_video(str(path), max_frames=99) as source:
+        assert source.frame_count == 6
+        assert len(list(source)) == 6
+    with pytest.raises(PromptError, match="max_frames"):
+        open_video(str(path), max_frames=0)
+
+
+def test_closed_source_ends(tmp_path: Path) -> None:
+    source = open_video(str(write_video(tmp_path / "clip.mp4", counting(6))))
+    next(source)
+    source.close()
+    source.close()
+    assert list(source) == []
+    assert source.frame_count == 6
+
+
+@pytest.mark.parametrize(
+    ("clockwise", "expected"),
+    [
+        (0, ["red", "green", "blue", "white"]),
+        (90, ["blue", "red", "white", "green"]),
+        (180, ["white", "blue", "green", "red"]),
+        (270, ["green", "white", "red", "blue"]),
+    ],
+)
+def test_phone_rotation_is_honoured(tmp_path: Path, clockwise: int, expected: list[str]) -> None:
+    cv2 = pytest.importorskip("cv2", reason="the oracle of rotation is opencv-python-headless")
+    path = set_matrix(write_video(tmp_path / "phone.mp4", [quadrants()] * 3), *QUARTER_TURNS[clockwise])
+    with open_video(str(path)) as source:
+        assert source.size == ((HEIGHT, WIDTH) if clockwise in (0, 180) else (WIDTH, HEIGHT))
+        frames = list(source)
+    assert [corner_names(frame) for frame in frames] == [expected] * 3
+    assert all(frame.flags.c_contiguous for frame in frames)
+    ok, oracle = cv2.VideoCapture(str(path)).read()
+    assert ok
+    assert corner_names(oracle[:, :, ::-1]) == expected
+
+
+def test_mirrored_video_is_honoured(tmp_path: Path) -> None:
+    clip = write_video(tmp_path / "selfie.mp4", [quadrants()])
+    assert corner_names(next(open_video(str(set_matrix(clip, -1, 0, 0, 1))))) == ["green", "red", "white", "blue"]
+    assert corner_names(next(open_video(str(set_matrix(clip, 0, -1, -1, 0))))) == ["white", "green", "blue", "red"]
+
+
+def test_slanted_rotation_is_refused(tmp_path: Path) -> None:
+    path = set_matrix(write_video(tmp_path / "slanted.mp4", [quadrants()]), 1, 1, -1, 1)
+    with pytest.raises(VideoError, match="quarter turns, got -?45"):
+        open_video(str(path))
+
+
+def test_frame_count_is_unknown_without_an_index_and_exact_after_the_end(tmp_path: Path) -> None:
+    with open_video(str(write_video(tmp_path / "clip.mkv", counting(7)))) as source:
+        assert source.frame_count is None
+        assert numbers(source) == list(range(7))
+        assert source.frame_count == 7
+
+
+def test_container_that_lies_about_its_length(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.avi", counting(7), codec="mpeg4")
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, data.index(b"avih") + 8 + 16, 1000)
+    struct.pack_into("<I", data, data.index(b"strh") + 8 + 32, 1000)
+    path.write_bytes(data)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames == 1000
+    with open_video(str(path)) as source:
+        assert source.frame_count is None
+        assert numbers(source) == list(range(7))
+
+
+def test_truncated_file_raises_with_the_frame_number(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.mp4", counting(20))
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 7 // 10])
+    seen = []
+    with pytest.raises(VideoError) as caught, open_video(str(path)) as source:
+        seen.extend(source)
+    assert 3 < len(seen) < 20
+    assert f"whole frame {len(seen)} in {path}" in str(caught.value)
+    assert f"max_frames={len(seen)} " in str(caught.value)
+    with open_video(str(path), max_frames=len(seen)) as source:
+        assert numbers(source) == list(range(len(seen)))
+
+
+def broken_source(kind: str, folder: Path) -> str:
+    path = folder / f"{kind}.mp4"
+    if kind == "text":
+        path.write_text("this is not a video\n" * 200)
+    elif kind == "terminal":
+        path = folder / "notes.txt"
+        path.write_text("this is not a video\n" * 200)
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "sound":
+        path = folder / "sound.wav"
+        with wave.open(str(path), "wb") as sound:
+            sound.setnchannels(1)
+            sound.setsampwidth(2)
+            sound.setframerate(8000)
+            sound.writeframes(bytes(16000))
+    elif kind == "header":
+        data = write_video(path, counting(9)).read_bytes()
+        path.write_bytes(data[: data.index(b"mdat") + 12])
+    elif kind == "folder":
+        path = folder / "frames"
+        path.mkdir()
+        (path / "readme.txt").write_text("no frames yet")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "does not exist. Check the path"),
+        ("text", "a readable video at .*Invalid data.* Check that"),
+        ("terminal", "a video stream in .*got a tty file without one"),
+        ("empty", "a readable video at .* Check that"),
+        ("sound", "a video stream in .*got a wav file without one. Give a file with video"),
+        ("header", "frame .*header.mp4.* Check that it plays"),
+        ("folder", "images .* in .*frames, got none. Give a folder"),
+    ],
+)
+def test_unusable_source_says_what_to_do(tmp_path: Path, kind: str, message: str) -> None:
+    with pytest.raises(VideoError, match=message):
+        open_video(broken_source(kind, tmp_path))
+
+
+def test_unknown_scheme() -> None:
+    with pytest.raises(VideoError, match="expected a URL of .*rtsp.*, got ftp://host/clip.mp4"):
+        open_video("ftp://host/clip.mp4")
+
+
+def save_counting(folder: Path, names: list[str]) -> Path:
+    folder.mkdir()
+    for i, name in enumerate(names):
+        Image.fromarray(np.full((8, 10, 3), level(i), np.uint8)).save(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["1.png", "2.jpg", "10.BMP", "0100.webp"],  # by number although "0100" < "1" and "10" < "2"
+        ["frame1.png", "frame10.png", "frame2.tif"],  # by name: not all are numbers
+        ["00.png", "1.png", "a.jpeg"],
+    ],
+)
+def test_folder_order(tmp_path: Path, names: list[str]) -> None:
+    folder = save_counting(tmp_path / "frames", names)
+    (folder / "._1.png").write_bytes(b"metadata of a file system")
+    (folder / "notes.txt").write_text("not a frame")
+    with open_video(str(folder)) as source:
+        assert source.stems == [name.split(".")[0] for name in names]
+        assert (source.frame_count, source.fps, source.live, source.size) == (len(names), None, False, (8, 10))
+        assert numbers(source) == list(range(len(names)))
+
+
+def test_folder_with_max_frames(tmp_path: Path) -> None:
+    with open_video(str(save_counting(tmp_path / "frames", ["0.png", "1.png", "2.png"])), max_frames=2) as source:
+        assert (source.frame_count, source.stems) == (2, ["0", "1"])
+        assert numbers(source) == [0, 1]
+
+
+@pytest.mark.parametrize(("one", "two"), [("01.png", "1.png"), ("a.png", "a.jpg")])
+def test_two_files_for_one_frame_are_refused(tmp_path: Path, one: str, two: str) -> None:
+    with pytest.raises(VideoError, match=rf"one image per frame, got both .*{one[0]}.*Remove one"):
+        open_video(str(save_counting(tmp_path / "frames", [one, two])))
+
+
+def test_frames_of_another_size_are_refused(tmp_path: Path) -> None:
+    folder = save_counting(tmp_path / "frames", ["5.png", "6.png"])
+    Image.new("RGB", (10, 9)).save(folder / "7.png")
+    with open_video(str(folder)) as source, pytest.raises(VideoError, match=r"frames of 10x8 .* got 10x9 at frame 2 \(7\)"):
+        list(source)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA"])
+def test_image_modes_become_rgb(tmp_path: Path, mode: str) -> None:
+    Image.new("RGB", (10, 8), (255, 255, 255)).convert(mode).save(tmp_path / "0.png")
+    frame = next(open_video(str(tmp_path)))
+    assert frame.shape == (8, 10, 3)
+    assert (frame == 255).all()
+
+
+def test_deep_and_animated_images_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 10), 40000, np.uint16)).save(tmp_path / "0.png")
+    with pytest.raises(VideoError, match="one 8-bit picture per file, got mode I;16"):
+        open_video(str(tmp_path))
+    (tmp_path / "0.png").unlink()
+    Image.new("RGB", (10, 8)).save(tmp_path / "0.tif", save_all=True, append_images=[Image.new("RGB", (10, 8), 1)])
+    with pytest.raises(VideoError, match="2 pictures in"):
+        open_video(str(tmp_path))
+
+
+def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise
+    Image.fromarray(quadrants()).save(tmp_path / "0.jpg", exif=exif, quality=95)
+    with open_video(str(tmp_path)) as source:
+        assert source.size == (WIDTH, HEIGHT)
+        assert corner_names(next(source)) == ["blue", "red", "white", "green"]
+
+
+def test_damaged_image_names_file_and_number(tmp_path: Path) -> None:
+    folder = save_counting(tmp_path / "frames", ["0.png", "1.png"])
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 10, 3), np.uint8)).save(folder / "2.png")
+    (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:150])
+    with open_video(str(folder)) as source, pytest.raises(VideoError, match=r"image as frame 2, got .*2\.png"):
+        list(source)
+
+
+class Script:
+    """A fake live source: gives a frame when told to, so that tests decide what the reader has seen."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.may_give = threading.Semaphore(0)
+        self.given = 0
+        self.closed = threading.Event()
+        self.error = error
+        self.last: int | None = None
+
+    def frames(self) -> Generator[Array, None, None]:
+        try:
+            while True:
+                self.may_give.acquire()
+                if self.given == self.last:
+                    break
+                self.given += 1
+                yield np.full((4, 6, 3), self.given - 1, np.uint8)
+            if self.error is not None:
+                raise self.error
+        finally:
+            self.closed.set()
+
+    def give(self, count: int) -> None:
+        """Lets `count` frames through and waits until the reader has stored them, which it has when it asks for one more."""
+        self.may_give.release(count)
+
+    def end(self) -> None:
+        self.last = self.given
+        self.may_give.release()
+
+
+def live_source(script: Script, **options: int) -> FrameSource:
+    script.give(1)
+    return FrameSource(script.frames(), source="fake", live=True, **options)
+
+
+def wait_until(condition: functools.partial[bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline, "the reader did not get there"
+        time.sleep(0.002)
