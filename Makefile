@@ -29,7 +29,8 @@ clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
 
 # torch comes first and sam2 without dependencies: a plain `pip install sam2` brings torchvision, which does not import beside a CPU
-# build of torch. sam2 is a source package whose build imports torch; without its CUDA extension it is plain Python.
+# build of torch (pip then complains that sam2 lacks it: that is the point). sam2 is a source package whose build imports torch; without
+# its CUDA extension it is plain Python.
 $(STAMP): pyproject.toml Makefile
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastsam2 needs Python >= 3.10, got " + sys.version)'
 	$(PYTHON) -m venv $(VENV)

@@ -58,7 +58,7 @@ class LoadedModel:
         origin: where it came from.
     """
 
-    module: torch.nn.Module
+    module: Any  # the sam2 package is untyped
     spec: ModelSpec
     origin: Origin
 
@@ -119,7 +119,7 @@ def build_model(model: str, checkpoint: str, *, image_size: int | None = None) -
     if isinstance(source, int):
         from fastsam2.export.random_weights import seeded
 
-        module = seeded(lambda: _instantiate(config_name, options), source)
+        module: Any = seeded(lambda: _instantiate(config_name, options), source)
         digest = None
     else:
         module = _instantiate(config_name, options)

@@ -11,6 +11,7 @@ masks mean nothing about a picture, so never use such a checkpoint for anything 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -53,22 +54,23 @@ def condition_weights(model: torch.nn.Module, seed: int, *, score_gain: float = 
         score_gain: factor on the object score; 1 keeps every score near `score_bias`, 30 or more lets it follow the frame (occlusion).
         score_bias: added to the object score logit.
     """
+    official: Any = model
     generator = torch.Generator().manual_seed(seed + 1)
-    model.maskmem_tpos_enc.normal_(0, TEMPORAL_STD, generator=generator)
-    model.no_mem_embed.normal_(0, EMBEDDING_STD, generator=generator)
-    score = model.sam_mask_decoder.pred_obj_score_head.layers[-1]
+    official.maskmem_tpos_enc.normal_(0, TEMPORAL_STD, generator=generator)
+    official.no_mem_embed.normal_(0, EMBEDDING_STD, generator=generator)
+    score = official.sam_mask_decoder.pred_obj_score_head.layers[-1]
     score.weight.mul_(score_gain)
     score.bias.add_(score_bias)
-    for layer in model.memory_attention.layers:
+    for layer in official.memory_attention.layers:
         for attention in (layer.self_attn, layer.cross_attn_image):
             for projection in (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj):
                 projection.weight.mul_(ATTENTION_GAIN)
         layer.cross_attn_image.k_proj.weight.mul_(CROSS_KEY_VALUE_GAIN)
         layer.cross_attn_image.v_proj.weight.mul_(CROSS_KEY_VALUE_GAIN)
-    for mlp in model.sam_mask_decoder.output_hypernetworks_mlps:
+    for mlp in official.sam_mask_decoder.output_hypernetworks_mlps:
         mlp.layers[-1].weight.mul_(MASK_GAIN)
-    if isinstance(model.obj_ptr_tpos_proj, torch.nn.Linear):  # SAM 2.0: Identity
-        model.obj_ptr_tpos_proj.weight.mul_(POINTER_OFFSET_GAIN)
-        model.obj_ptr_tpos_proj.bias.normal_(0, EMBEDDING_STD, generator=generator)
-    for layer in getattr(model.obj_ptr_proj, "layers", []):
+    if isinstance(official.obj_ptr_tpos_proj, torch.nn.Linear):  # SAM 2.0: Identity
+        official.obj_ptr_tpos_proj.weight.mul_(POINTER_OFFSET_GAIN)
+        official.obj_ptr_tpos_proj.bias.normal_(0, EMBEDDING_STD, generator=generator)
+    for layer in getattr(official.obj_ptr_proj, "layers", []):
         layer.weight.mul_(POINTER_GAIN)

@@ -79,8 +79,8 @@ def _root(
 @app.command()
 def export(
     *,
-    model: Annotated[str, typer.Option(help="Name of a SAM 2.1 model, or of a config file.")],
-    checkpoint: Annotated[str, typer.Option(help="Checkpoint file, hub id, or random:SEED.")],
+    model: Annotated[str, typer.Option(help="Name of a SAM 2.1 model, or a config file (.yaml).")],
+    checkpoint: Annotated[str, typer.Option(help="Checkpoint file, hub (downloads the official one), or random:SEED.")],
     out: Annotated[Path, typer.Option(help="Bundle folder to make.")],
     image_size: Annotated[int | None, typer.Option(help="Side of the square model input, pixels (default: the config's).")] = None,
     target: Annotated[list[TargetChoice], typer.Option(help="Consumer to shape graphs for; repeatable.")] = _ALL_TARGETS,
@@ -135,10 +135,9 @@ def run(
 
     timed = read_prompts(boxes=box or (), points=point or (), masks=mask or (), removals=remove or (), file=prompts)
     pruning = Prune(policy=prune, keep=keep, tokens=tokens, protect=_protect(protect), seed=seed)
-    loaded = fastsam2.load(bundle, backend=backend.value, threads=threads)
     with _progress_bar(quiet) as progress:
         record = run_video(
-            loaded,
+            bundle,
             source=video,
             out=out,
             prompts=timed,
@@ -150,10 +149,12 @@ def run(
             separate=separate,
             rle=rle,
             overlay=not no_overlay,
+            backend=backend,
+            threads=threads,
             progress=progress,
         )
     if not quiet:
-        print(f"{out}: {record['frames']} frames, {record['fps']:.2f} frames/s", file=sys.stderr)
+        print(f"{out}: {record['frames']} frames, tracked at {record['fps']:.2f} frames/s", file=sys.stderr)
 
 
 @app.command()
@@ -200,15 +201,26 @@ def _progress_bar(quiet: bool) -> Iterator[Callable[[int, int | None], None] | N
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("frames, {task.fields[fps]} frames/s, ETA"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=None, fps="-")
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("frames, {task.fields[fps]} frames/s{task.fields[eta]}"),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns, console=Console(stderr=True))
+    task = bar.add_task("", total=None, fps="-", eta="")
 
-        def advance(done: int, total: int | None) -> None:
-            speed = bar.tasks[0].speed
-            bar.update(task, completed=done, total=total, fps="-" if speed is None else f"{speed:.2f}")
+    def advance(done: int, total: int | None) -> None:
+        bar.start()
+        speed = bar.tasks[0].speed
+        eta = "" if total is None else ", ETA"
+        bar.update(task, completed=done, total=total, fps="-" if speed is None else f"{speed:.2f}", eta=eta)
 
+    try:
         yield advance
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 def _show(renderable: RenderableType) -> None:
@@ -219,7 +231,7 @@ def _show(renderable: RenderableType) -> None:
 
 def _manifest_tables(manifest: Manifest) -> RenderableType:
     from rich.console import Group
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     model, origin = manifest.model, manifest.origin
@@ -233,8 +245,15 @@ def _manifest_tables(manifest: Manifest) -> RenderableType:
     parts: list[RenderableType] = [head]
     for target in manifest.targets:
         graphs = [g for g in manifest.graphs if g.target is target]
-        files = Table("graph", "file", "bytes", "opset", "largest difference to torch / standard deviation", title=target.value)
-        tensors = Table("graph", "", "tensor", "type", "shape", title=f"{target.value}: tensors")
+        files = Table(
+            "graph",
+            Column("file", overflow="fold"),
+            "bytes",
+            "opset",
+            "largest difference to torch / standard deviation",
+            title=target.value,
+        )
+        tensors = Table("graph", "", Column("tensor", overflow="fold"), "type", "shape", title=f"{target.value}: tensors")
         for g in graphs:
             checks = ", ".join(f"{name} {value:.1e}" for name, value in g.checks.items())
             files.add_row(g.role.value, g.file.path, f"{g.file.bytes:,}", str(g.opset), checks)

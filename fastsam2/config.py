@@ -105,14 +105,20 @@ class Prune:
         if self.tokens is not None and self.tokens < 1:
             raise PromptError(expected("tokens >= 1", self.tokens, "Use the number of rows to keep of each frame"))
         if list(self.buckets) != sorted(set(self.buckets)) or not self.buckets or self.buckets[0] <= 0 or self.buckets[-1] != 1.0:
-            raise PromptError(expected("ascending bucket fractions in (0, 1] ending in 1.0", self.buckets, f"The default is {KEEP_BUCKETS}"))
+            raise PromptError(
+                expected("ascending bucket fractions in (0, 1] ending in 1.0", self.buckets, f"The default is {KEEP_BUCKETS}")
+            )
         if self.policy is PrunePolicy.DENSE and (self.keep not in (None, 1.0) or self.tokens is not None):
             raise PromptError(
-                expected("no budget below 1.0 with policy dense", f"keep={self.keep}, tokens={self.tokens}", "Name a policy, for example mask")
+                expected(
+                    "no budget below 1.0 with policy dense", f"keep={self.keep}, tokens={self.tokens}", "Name a policy, for example mask"
+                )
             )
         if self.policy is PrunePolicy.POOL2X2 and (self.keep not in (None, 0.25) or self.tokens is not None):
             raise PromptError(
-                expected("keep 0.25 or none with policy pool2x2", f"keep={self.keep}, tokens={self.tokens}", "2x2 pooling always keeps a quarter")
+                expected(
+                    "keep 0.25 or none with policy pool2x2", f"keep={self.keep}, tokens={self.tokens}", "2x2 pooling always keeps a quarter"
+                )
             )
 
     def rows(self, tokens_per_frame: int) -> int:

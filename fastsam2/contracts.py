@@ -126,7 +126,12 @@ GRAPHS: Mapping[GraphRole, GraphSpec] = {
                 HIGH_RES_0,
                 HIGH_RES_1,
                 _t("points", "float32", "B Q 2", "x, y in pixels of the S x S input; a box is two points"),
-                _t("labels", "int32", "B Q", "-1 padding, 0 negative, 1 positive, 2 and 3 box corners; one more padding point is added inside"),
+                _t(
+                    "labels",
+                    "int32",
+                    "B Q",
+                    "-1 padding, 0 negative, 1 positive, 2 and 3 box corners; one more padding point is added inside",
+                ),
                 _t("mask_prompt", "float32", "B 1 L L", "previous low-resolution logits clamped to ±32; ignored unless has_mask"),
                 _t("has_mask", "bool", "B", "mask_prompt is given"),
                 _t("multimask", "bool", "B", "choose among three masks by predicted IoU; otherwise one mask with stability fallback"),

@@ -18,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 IMPORT_TIMEOUT_S = 120.0
-H264 = "h264 encoder"
+H264 = "libx264"
 
 # Package -> pip name and the expression over its module `m` whose list of texts tells what this installation brings.
 PROBES: Mapping[str, tuple[str, str]] = {
     "numpy": ("numpy", "[]"),
     "onnxruntime": ("onnxruntime", "m.get_available_providers()"),
     "PIL": ("pillow", "[]"),
-    "av": ("av", f"['{H264}'] if {{'libx264', 'libopenh264'}} & m.codecs_available else []"),
+    "av": ("av", f"{{'{H264}'}} & m.codecs_available"),
     "cv2": ("opencv-python-headless", "[]"),
     "torch": ("torch", "['CUDA ' + m.version.cuda] if m.version.cuda else ['CPU build']"),
     "torchvision": ("torchvision", "[]"),
@@ -52,7 +52,7 @@ PROBES: Mapping[str, tuple[str, str]] = {
 }
 EXPORT_PACKAGES = ("torch", "sam2", "onnx", "onnxscript", "hydra", "omegaconf", "iopath")
 EXPORT_INSTALL = "pip install torch, then pip install --no-deps sam2==1.1.0, then pip install fastsam2[export-tools]"
-DROP_TORCHVISION = "pip uninstall torchvision"
+AV_INSTALL = "pip install --only-binary av --force-reinstall av"
 
 NOT_INSTALLED = "not installed"
 _ANSWER = "fastsam2-probe:"
@@ -256,33 +256,34 @@ def judge(packages: Mapping[str, Package], driver: Driver) -> tuple[Capability, 
     trt, rtx = PACKAGES[Flavor.TENSORRT], PACKAGES[Flavor.TENSORRT_RTX]
     on_gpu = "on a machine with an NVIDIA GPU: pip"
     no_gpu = [driver.problem] if driver.problem else []
-    no_h264 = [f"no {H264}"] if packages["av"].ok and H264 not in packages["av"].brings else []
-    ort = packages["onnxruntime"]
+    ort, av, torchvision = packages["onnxruntime"], packages["av"], packages["torchvision"]
     no_cuda = ["onnxruntime lacks CUDAExecutionProvider"] if ort.ok and "CUDAExecutionProvider" not in ort.brings else []
-
-    def can(name: str, needs: Sequence[str], install: str, problems: Sequence[str] = ()) -> Capability:
-        unusable = [f"{need}: {packages[need].problem}" for need in needs if not packages[need].ok]
-        usable = [f"{need} {packages[need].version}" for need in needs if packages[need].ok]
-        ok = not unusable and not problems
-        return Capability(name, ok, ", ".join(usable) if ok else "; ".join([*unusable, *problems]), "" if ok else install)
-
-    export = can("export", EXPORT_PACKAGES, EXPORT_INSTALL)
-    torchvision = packages["torchvision"]
+    no_h264 = [(f"without {H264} overlays are MPEG-4 part 2", AV_INSTALL)] if av.ok and H264 not in av.brings else []
+    trap = []
     if packages["torch"].ok and torchvision.problem not in (None, NOT_INSTALLED):
-        warning = f"torchvision {torchvision.problem} (not needed here, but it breaks sam2's image predictor and transformers)"
-        export = replace(export, detail=f"{export.detail}; {warning}", install="; ".join(filter(None, [export.install, DROP_TORCHVISION])))
+        harm = "not needed here, but it breaks sam2's image predictor and transformers"
+        trap = [(f"torchvision {torchvision.problem} ({harm})", "pip uninstall torchvision")]
+
+    def can(
+        name: str, needs: Sequence[str], install: str, *, problems: Sequence[str] = (), warnings: Sequence[tuple[str, str]] = ()
+    ) -> Capability:
+        against = [f"{need}: {packages[need].problem}" for need in needs if not packages[need].ok] + list(problems)
+        detail = against or [", ".join(f"{need} {packages[need].version}" for need in needs)]
+        repairs = ([install] if against else []) + [repair for _, repair in warnings]
+        return Capability(name, not against, "; ".join([*detail, *(text for text, _ in warnings)]), "; ".join(repairs))
+
     return (
         can("track on CPU", ("numpy", "onnxruntime", "PIL"), "pip install --force-reinstall fastsam2"),
-        can("video in/out", ("av",), "pip install --only-binary av --force-reinstall av", no_h264),
+        can("video in/out", ("av",), AV_INSTALL, warnings=no_h264),
         can("hole filling", ("cv2",), "pip install fastsam2[holes]"),
-        export,
+        can("export", EXPORT_PACKAGES, EXPORT_INSTALL, warnings=trap),
         can(
             "CUDA execution provider",
             ("onnxruntime",),
             f"{on_gpu} uninstall onnxruntime, then pip install onnxruntime-gpu",
-            [*no_cuda, *no_gpu],
+            problems=[*no_cuda, *no_gpu],
         ),
-        can("TensorRT build", (trt.module,), f"{on_gpu} install fastsam2[{trt.extra}]", no_gpu),
+        can("TensorRT build", (trt.module,), f"{on_gpu} install fastsam2[{trt.extra}]", problems=no_gpu),
         can("TensorRT-RTX build", (rtx.module,), f"pip install fastsam2[{rtx.extra}] (builds without a GPU)"),
     )
 

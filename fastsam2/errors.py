@@ -34,5 +34,5 @@ class InternalError(RuntimeError):
 
 
 def expected(what: str, got: object, todo: str) -> str:
-    """One error sentence of the house form: `expected WHAT, got GOT. TODO.`"""
+    """One error sentence of the house form, `expected WHAT, got GOT. TODO`, with its full stop."""
     return f"expected {what}, got {got}. {todo.rstrip('.')}."

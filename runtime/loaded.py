@@ -71,6 +71,10 @@ def load(path: str | os.PathLike[str], *, backend: str = BackendName.ONNXRUNTIME
     """
     folder = Path(path)
     if backend not in {b.value for b in BackendName}:
-        raise BackendError(expected(f"a backend of {[b.value for b in BackendName]}", repr(backend), "Run `fastsam2 doctor` to see what this machine can run"))
+        raise BackendError(
+            expected(
+                f"a backend of {[b.value for b in BackendName]}", repr(backend), "Run `fastsam2 doctor` to see what this machine can run"
+            )
+        )
     manifest = read_manifest(folder)
     return LoadedBundle(manifest, OnnxRuntimeBackend(folder, manifest, threads=threads))

@@ -82,12 +82,12 @@ class ObjectMemory:
                 del self.frames[t]
             elif not memory.prompt and back >= self.spec.num_maskmem:
                 memory.rows, memory.scores = None, None
-            elif self._due(memory, newest=t == frame):
+            elif memory.rows is not None and self._due(memory, newest=t == frame):
                 memory.rows, memory.position = self.pruner.compact(memory.rows, memory.scores)
                 memory.scores, memory.compacted = None, True
 
     def _due(self, memory: FrameMemory, *, newest: bool) -> bool:
-        if not self.pruner.active or memory.compacted or memory.rows is None:
+        if not self.pruner.active or memory.compacted:
             return False
         protect = self.pruner.prune.protect
         return not ((memory.prompt and Protect.PROMPT in protect) or (newest and Protect.NEWEST in protect))

@@ -61,6 +61,7 @@ class RunWriter:
         self._partial = out / PARTIAL
         self._frames = 0
         self._rle: TextIO | None = None
+        self._separator = ""
         self._video = OverlayVideo(self._partial / "overlay.mp4", size=size, fps=fps or DEFAULT_FPS) if overlay else None
         with _writing(out):
             foreign = [name for name in OWNED if (out / name).exists()]
@@ -74,6 +75,7 @@ class RunWriter:
             (self._partial / "masks").mkdir(parents=True)
             if rle:
                 self._rle = (self._partial / "masks.json").open("w", encoding="utf-8")
+                self._rle.write("[")
 
     def write(self, frame_rgb: npt.NDArray[np.uint8], result: Result) -> None:
         """Writes one frame's masks and overlay picture, numbered `result.frame`.
@@ -163,7 +165,8 @@ class RunWriter:
                 "score": float(result.scores[i]),
                 "visible": bool(result.visible[i]),
             }
-            file.write(("[\n" if file.tell() == 0 else ",\n") + json.dumps(entry, allow_nan=False))
+            file.write(f"{self._separator}\n{json.dumps(entry, allow_nan=False)}")
+            self._separator = ","
 
     def _replace(self) -> None:
         earlier = self._partial / "earlier"

@@ -16,21 +16,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import onnxruntime
 
 import fastsam2
 from fastsam2.config import KEEP_BUCKETS, Prune
+from fastsam2.enums import BackendName
 from fastsam2.errors import PromptError, expected
+from fastsam2.runtime.backends.onnxruntime import usable_cores
+from fastsam2.runtime.loaded import load
 from fastsam2.runtime.outputs import PALETTE_IDS, RunWriter, load_mask
 from fastsam2.runtime.prompt_args import TimedPrompt, combine
 from fastsam2.runtime.prompts import make_prompt
 from fastsam2.runtime.result import MemoryReport, Result
 from fastsam2.runtime.timing import StageTimer
+from fastsam2.runtime.tracker import DEFAULT_MAX_PROMPT_FRAMES, Tracker
 from fastsam2.runtime.video import Frame, FrameSource, open_video
-
-if TYPE_CHECKING:
-    from fastsam2.runtime.loaded import LoadedBundle
-    from fastsam2.runtime.tracker import Tracker
 
 LIVE_DROPS = "keep only the newest frame"
 NO_DROPS = "every frame"
@@ -65,19 +67,21 @@ class _Record:
 
 
 def run_video(
-    bundle: LoadedBundle,
+    bundle: Path,
     *,
     source: str,
     out: Path,
     prompts: Sequence[TimedPrompt],
     prune: Prune | None = None,
     corrections_as_prompts: bool = False,
-    max_prompt_frames: int = 4,
+    max_prompt_frames: int = DEFAULT_MAX_PROMPT_FRAMES,
     fill_hole_area: int = 0,
     frames: int | None = None,
     separate: bool = False,
     rle: bool = False,
     overlay: bool = True,
+    backend: BackendName = BackendName.ONNXRUNTIME,
+    threads: int | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> dict[str, Any]:
     """Tracks the prompted objects through a source and writes masks, overlay and run.json.
@@ -86,33 +90,40 @@ def run_video(
     stays written.
 
     Args:
-        bundle: the loaded model.
+        bundle: folder that `fastsam2 export` wrote.
         source: file, folder, camera or URL; see `open_video`.
         out: folder to make.
         prompts: in any order; see `combine`.
         prune: which memory rows survive; all when None.
-        corrections_as_prompts: see `LoadedBundle.tracker`, as the next two.
+        corrections_as_prompts: see `Tracker`, as the next two.
         max_prompt_frames: prompted frames held per object.
         fill_hole_area: holes up to so many low-resolution pixels are filled.
         frames: end after this many frames.
         separate: one mask folder per object instead of palette pictures; objects may overlap and ids may exceed 255.
         rle: also write run-length encoded masks.
         overlay: also write a video with the masks drawn in.
+        backend: where graphs run.
+        threads: CPU threads inside one operator; every core this process may use when None.
         progress: called with (frames done, frames in all or None) after each frame.
 
     Returns:
-        The content of run.json, but for `outputs`, which the writer adds.
+        The content of run.json, but for `outputs`, which the writer adds. `fps` counts decoding and tracking, not writing; memory is that
+        of the object holding most after the last frame.
 
     Raises:
         PromptError: before anything is written, if there is no prompt, or one is illegal or lies beyond the known length; at the end,
             with everything written removed, if a source of unknown length ends before a prompt.
+        BundleError: if the bundle is missing, damaged, altered, or of another version.
+        BackendError: if the backend cannot be used here.
         VideoError: if the source cannot be read or the output cannot be written.
     """
     plan = combine(prompts)
     if not plan:
         raise PromptError(expected("at least one prompt", "none", "Give --box, --point, --mask or --prompts"))
     prune = prune or Prune()
-    kept = prune.rows(bundle.spec.tokens)
+    loaded = load(bundle, backend=backend.value, threads=threads)
+    spec = loaded.spec
+    kept = prune.rows(spec.tokens)
     options: dict[str, Any] = {
         "corrections_as_prompts": corrections_as_prompts,
         "max_prompt_frames": max_prompt_frames,
@@ -123,7 +134,7 @@ def run_video(
     with open_video(source, max_frames=frames) as video:
         limit = frames if video.frame_count is None else video.frame_count
         actions = _checked_actions(plan, video, limit, separate)
-        tracker = bundle.tracker(prune=prune, **options)
+        tracker = loaded.tracker(prune=prune, **options)
         writer = RunWriter(out, size=video.size, fps=video.fps, **outputs)
         try:
             record = _track(tracker, video, actions=actions, writer=writer, timer=timer, progress=lambda n: progress and progress(n, limit))
@@ -132,12 +143,12 @@ def run_video(
             run = {
                 "fastsam2": fastsam2.__version__,
                 "python": platform.python_version(),
-                "onnxruntime": _onnxruntime_version(),
+                "onnxruntime": onnxruntime.__version__,
                 "platform": platform.platform(),
-                "bundle": str(bundle.path),
-                "model": bundle.spec.model_dump(mode="json"),
-                "backend": bundle.backend.value,
-                "threads": bundle.threads,
+                "bundle": str(bundle),
+                "model": spec.model_dump(mode="json"),
+                "backend": backend.value,
+                "threads": threads or usable_cores(),
                 "config": {
                     "prune": _prune_json(prune),
                     **options,
@@ -147,7 +158,12 @@ def run_video(
                     "prompts": [p.to_json() for p in plan],
                 },
                 "command": _command(
-                    bundle, source=source, out=out, plan=plan, prune=prune, options=options, outputs=outputs, frames=frames
+                    bundle,
+                    source,
+                    out,
+                    plan=plan,
+                    prune=prune,
+                    options={**options, **outputs, "frames": frames, "threads": threads, "backend": backend},
                 ),
                 "source": _source_json(video),
                 "frames": record.frames,
@@ -155,7 +171,7 @@ def run_video(
                 "fps": record.frames / record.seconds,
                 "stages_ms": stages_ms,
                 "objects": _objects_json(plan, record.frames),
-                "keep": kept / bundle.spec.tokens,
+                "keep": kept / spec.tokens,
                 "memory_tokens": max(record.memory.rows, default=0),
                 "memory_share": max(record.memory.share, default=0.0),
                 "bytes_per_object": max(record.memory.bytes, default=0),
@@ -291,24 +307,14 @@ def _prune_json(prune: Prune) -> dict[str, Any]:
     }
 
 
-def _command(
-    bundle: LoadedBundle,
-    *,
-    source: str,
-    out: Path,
-    plan: Sequence[TimedPrompt],
-    prune: Prune,
-    options: Mapping[str, Any],
-    outputs: Mapping[str, Any],
-    frames: int | None,
-) -> str | None:
+def _command(bundle: Path, source: str, out: Path, *, plan: Sequence[TimedPrompt], prune: Prune, options: Mapping[str, Any]) -> str | None:
     """The command line that repeats the run; None when `prune` has buckets that no option can name."""
     if prune.buckets != KEEP_BUCKETS:
         return None
     values = {
-        "--backend": bundle.backend.value,
-        "--threads": bundle.threads,
-        "--frames": frames,
+        "--backend": options["backend"].value,
+        "--threads": options["threads"],
+        "--frames": options["frames"],
         "--prune": prune.policy.value,
         "--keep": prune.keep,
         "--tokens": prune.tokens,
@@ -319,17 +325,11 @@ def _command(
     }
     flags = {
         "--corrections-as-prompts": options["corrections_as_prompts"],
-        "--separate": outputs["separate"],
-        "--rle": outputs["rle"],
-        "--no-overlay": not outputs["overlay"],
+        "--separate": options["separate"],
+        "--rle": options["rle"],
+        "--no-overlay": not options["overlay"],
     }
-    args = ["fastsam2", "run", str(bundle.path), "--video", source, "--out", str(out)]
+    args = ["fastsam2", "run", str(bundle), "--video", source, "--out", str(out)]
     args += [arg for prompt in plan for arg in prompt.to_args()]
     args += [arg for option, value in values.items() if value is not None for arg in (option, str(value))]
     return shlex.join(args + [flag for flag, on in flags.items() if on])
-
-
-def _onnxruntime_version() -> str:
-    import onnxruntime
-
-    return str(onnxruntime.__version__)

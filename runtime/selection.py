@@ -1,7 +1,7 @@
 """Which frames a step attends to, with their ages and pointer offsets: the official rules as one pure function.
 
-Mirrors facebookresearch/sam2 @2b90b9f `SAM2Base._prepare_memory_conditioned_features` (temporal stride 1, pointers of prompt frames from the
-past only) and `select_closest_cond_frames` in `sam2/modeling/sam2_utils.py`.
+Mirrors facebookresearch/sam2 @2b90b9f `SAM2Base._prepare_memory_conditioned_features` (temporal stride 1, pointers of prompt frames from
+the past only) and `select_closest_cond_frames` in `sam2/modeling/sam2_utils.py`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def select(
         t = frame + direction * back
         if t in ordinary:
             rows.append((t, back - 1))
-    offsets = [(t, (frame - t) * -direction if signed_offsets else abs(frame - t)) for t in selected if (t >= frame if reverse else t <= frame)]
+    offsets = [
+        (t, (frame - t) * -direction if signed_offsets else abs(frame - t)) for t in selected if (t >= frame if reverse else t <= frame)
+    ]
     for back in range(1, max_pointers):
         t = frame + direction * back
         if t < 0 or (num_frames is not None and t >= num_frames):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -173,5 +172,5 @@ class Stages:
             return self.backend.run(role, inputs)
 
 
-def _join(parts: list[Any]) -> Any:
+def _join(parts: list[Float]) -> Float:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -1,8 +1,8 @@
 """The streaming loop: frames in, masks out, objects added, corrected and removed at any time, bounded memory for any length.
 
-Semantics follow facebookresearch/sam2 @2b90b9f `SAM2VideoPredictor` (one object at a time in a finished clip), for a stream: prompts refer to
-the newest frame, and what was written for an earlier frame is never changed. A frame's memory is encoded when the next frame arrives, so a
-correction costs one decoder run and never leaves two versions of a frame's memory behind.
+Semantics follow facebookresearch/sam2 @2b90b9f `SAM2VideoPredictor` (one object at a time in a finished clip), for a stream: prompts
+refer to the newest frame, and what was written for an earlier frame is never changed. A frame's memory is encoded when the next frame
+arrives, so a correction costs one decoder run and never leaves two versions of a frame's memory behind.
 """
 
 from __future__ import annotations
@@ -176,7 +176,9 @@ class Tracker:
         prompt = self._prompt(box=box, points=points, labels=labels, mask=mask)
         object_id = check_object_id(object_id)
         if object_id in self._objects:
-            raise PromptError(expected("a new object id", f"{object_id}, which is being tracked", "Use correct() for it, or remove() it first"))
+            raise PromptError(
+                expected("a new object id", f"{object_id}, which is being tracked", "Use correct() for it, or remove() it first")
+            )
         outcome = self._answer(prompt, previous=None, append=False)
         memory = ObjectMemory(self.spec, self.pruner, max_prompt_frames=self.max_prompt_frames)
         self._objects[object_id] = _Object(memory, outcome)
@@ -211,7 +213,9 @@ class Tracker:
         prompt = self._prompt(box=box, points=points, labels=labels, mask=mask)
         known = self._known(object_id)
         if append and (box is not None or mask is not None):
-            raise PromptError(expected("points with append", "a box or a mask", "A box must come before any point: give it with append=False"))
+            raise PromptError(
+                expected("points with append", "a box or a mask", "A box must come before any point: give it with append=False")
+            )
         known.newest = self._answer(prompt, previous=known.newest, append=append)
         return self._result()
 
@@ -231,7 +235,9 @@ class Tracker:
 
     def _prompt(self, **given: npt.ArrayLike | None) -> Prompt:
         if self._size is None:
-            raise PromptError(expected("a frame before the first prompt", "none", "Call step(frame) first: prompts refer to the newest frame"))
+            raise PromptError(
+                expected("a frame before the first prompt", "none", "Call step(frame) first: prompts refer to the newest frame")
+            )
         return make_prompt(**given, frame_size=self._size)
 
     def _known(self, object_id: int) -> _Object:
@@ -301,9 +307,7 @@ class Tracker:
             conditioned = self._stages.condition(features, [self._objects[i].memory for i in ids], [selections[i] for i in ids])
             decoded = self._stages.decode(features, conditioned, multimask=self._multimask(0, first=False))
             for row, object_id in enumerate(ids):
-                outcomes[object_id] = self._outcome(
-                    decoded, row, prompted=False, as_prompt=False, conditioned=conditioned[row : row + 1]
-                )
+                outcomes[object_id] = self._outcome(decoded, row, prompted=False, as_prompt=False, conditioned=conditioned[row : row + 1])
         return outcomes
 
     def _outcome(

@@ -281,7 +281,7 @@ def _open_av(
         container = av.open(file, format=device, options=options, timeout=STALL_TIMEOUT_S if blocking else None)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise VideoError(
-            expected(f"a readable video at {source}", error, "Check that it exists, that it may be read, and that it is a video")
+            expected(f"a readable video at {source}", _reason(error), "Check that it exists, that it may be read, and that it is a video")
         ) from error
     videos = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not videos or container.format.name == "tty":  # libav would draw any text file as a terminal
@@ -310,8 +310,8 @@ def _indexed_frames(stream: VideoStream) -> int | None:
 def _decoded(container: InputContainer, stream: VideoStream, source: str, live: bool) -> Frames:
     """Upright frames of an opened container, which is closed at the end.
 
-    A recording that breaks off raises; Matroska and WebM do not reveal it and just end. In a live stream packets that cannot be decoded
-    (before the first key frame, after losses) are skipped.
+    A recording that breaks off raises; Matroska, WebM and MPEG-TS do not reveal it and just end. In a live stream packets that cannot be
+    decoded (before the first key frame, after losses) are skipped.
     """
     number = 0
     alive = time.monotonic()
@@ -330,9 +330,13 @@ def _decoded(container: InputContainer, stream: VideoStream, source: str, live: 
                 number += 1
                 alive = time.monotonic()
     except av.error.FFmpegError as error:
-        raise VideoError(_broken(source, number, error)) from error
+        raise VideoError(_broken(source, number, _reason(error))) from error
     finally:
         container.close()
+
+
+def _reason(error: Exception) -> object:
+    return f"nothing for {STALL_TIMEOUT_S} s" if isinstance(error, av.error.ExitError) else error
 
 
 def _broken(source: str, number: int, got: object) -> str:

@@ -113,9 +113,15 @@ def test_missing_target_names_the_export_command(tmp_path: Path) -> None:
     assert manifest.targets == (ExportTarget.ONNXRUNTIME,)
     with pytest.raises(
         BundleError,
-        match=r"targets \['onnxruntime'\].*--model micro --checkpoint random:0 --target onnxruntime --target tensorrt",
+        match=r"\['onnxruntime'\].*--model micro --checkpoint random:0 --image-size 128 --target onnxruntime --target tensorrt --out",
     ):
         manifest.graph(GraphRole.IMAGE_ENCODER, ExportTarget.TENSORRT)
+
+
+def test_export_command_of_a_downloaded_checkpoint(bundle: Path) -> None:
+    edit(bundle, lambda raw: raw["origin"].update(checkpoint="facebook/sam2.1-hiera-tiny"))
+    with pytest.raises(BundleError, match="--checkpoint hub --image-size"):
+        read_manifest(bundle).graph(GraphRole.ROUTER, ExportTarget.ONNXRUNTIME)
 
 
 def test_missing_role_is_named(bundle: Path) -> None:
@@ -130,7 +136,7 @@ def test_graph_listed_twice_is_refused(bundle: Path) -> None:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="expected a bundle folder.*fastsam2 export"):
+    with pytest.raises(BundleError, match=r"expected a bundle folder.*fastsam2 export"):
         read_manifest(tmp_path / "nowhere")
 
 
@@ -325,7 +331,7 @@ def test_parent_that_is_a_file(tmp_path: Path) -> None:
 
 def test_import_is_light_and_names_are_lazy() -> None:
     heavy = ["numpy", "pydantic", "torch", "onnx", "onnxruntime", "PIL", "av"]
-    code = f"import sys, fastsam2; loaded = [m for m in {heavy} if m in sys.modules]; assert not loaded, loaded; fastsam2.Prune(); fastsam2.Result"
+    code = f"import sys, fastsam2; loaded = set({heavy}) & set(sys.modules); assert not loaded, loaded; fastsam2.Prune(); fastsam2.Result"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 

@@ -232,7 +232,7 @@ def test_options_the_graphs_lack_are_refused_by_name(tmp_path: Path, option: str
 
 def test_all_refused_options_are_named_at_once(tmp_path: Path) -> None:
     config = micro_with(tmp_path, soft_no_obj_ptr=True, non_overlap_masks=True)
-    with pytest.raises(ExportError, match="soft_no_obj_ptr=True.*non_overlap_masks=True"):
+    with pytest.raises(ExportError, match=r"soft_no_obj_ptr=True.*non_overlap_masks=True"):
         build_model(config, "random:0")
 
 
@@ -252,7 +252,7 @@ def test_memory_width_is_a_proper_divisor_of_the_hidden_width(tmp_path: Path, wi
 
 def test_attentions_must_share_their_theta(tmp_path: Path) -> None:
     config = micro_with(tmp_path, memory_attention__layer__self_attention__rope_theta=100.0)
-    with pytest.raises(ExportError, match="rope_theta=.*only equal ones"):
+    with pytest.raises(ExportError, match=r"rope_theta=.*only equal ones"):
         build_model(config, "random:0")
 
 

@@ -1,4 +1,4 @@
-"""fastsam2.export.exporter with exporting and checking replaced by recorders of the same signatures; real graphs are the parity tests' part."""
+"""fastsam2.export.exporter, with the export and the check of a graph replaced by a recorder; the parity tests export real graphs."""
 
 from __future__ import annotations
 
@@ -137,5 +137,5 @@ def test_targets_are_named_once(tmp_path: Path, targets: list[Any]) -> None:
 
 
 def test_importing_the_exporter_loads_no_heavy_package() -> None:
-    code = "import sys, fastsam2.export; loaded = [m for m in ('torch', 'sam2', 'onnx', 'hydra') if m in sys.modules]; assert not loaded, loaded"
+    code = "import sys, fastsam2.export; loaded = {'torch', 'sam2', 'onnx', 'hydra'} & set(sys.modules); assert not loaded, loaded"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

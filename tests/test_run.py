@@ -15,10 +15,12 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from fastsam2.cli import main
 from fastsam2.config import ModelSpec, Prune
-from fastsam2.enums import BackendName, PrunePolicy
+from fastsam2.enums import PrunePolicy
 from fastsam2.errors import FastSam2Error, PromptError, VideoError
 from fastsam2.runtime import run as run_module
+from fastsam2.runtime.backends.onnxruntime import usable_cores
 from fastsam2.runtime.prompt_args import TimedPrompt, read_prompts
 from fastsam2.runtime.result import MemoryReport, Result
 from fastsam2.runtime.run import run_video
@@ -82,11 +84,11 @@ class RecordingTracker:
         return Result(self.frame, self.ids, masks, ones > 0, ones * np.float32(0.1), ones, np.zeros((count, 32, 32), np.float32), memory)
 
 
+BUNDLE = Path("bundle dir")
+
+
 class Bundle:
-    path = Path("bundle dir")
     spec = SPEC
-    backend = BackendName.ONNXRUNTIME
-    threads = 2
 
     def tracker(self, **options: Any) -> RecordingTracker:
         self.made = RecordingTracker(options)
@@ -103,7 +105,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _run(bundle: Bundle, source: Path, out: Path, prompts: list[TimedPrompt], **options: Any) -> dict[str, Any]:
-    return run_video(bundle, source=str(source), out=out, prompts=prompts, **options)  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "load", lambda *_, **__: bundle)
+        return run_video(BUNDLE, source=str(source), out=out, prompts=prompts, **options)
 
 
 def _unknown_length(monkeypatch: pytest.MonkeyPatch, *, live: bool = False, interrupt_at: int | None = None) -> None:
@@ -166,7 +170,7 @@ def test_record(folder: Path, tmp_path: Path) -> None:
     record = _run(Bundle(), folder, tmp_path / "out", prompts, prune=Prune(policy=PrunePolicy.MASK, keep=0.07), frames=4, overlay=False)
     assert record["objects"] == [{"id": 1, "added_frame": 0, "removed_frame": 3}, {"id": 2, "added_frame": 1, "removed_frame": None}]
     assert record["model"] == SPEC.model_dump(mode="json")
-    assert record["bundle"] == "bundle dir" and record["backend"] == "onnxruntime" and record["threads"] == 2
+    assert record["bundle"] == "bundle dir" and record["backend"] == "onnxruntime" and record["threads"] == usable_cores()
     assert record["frames"] == 4 and record["fps"] > 0 and record["interrupted"] is False
     assert record["keep"] == 7 / 64  # 0.07 of 64 rows is 5 rows; the next bucket, 0.1, has 7
     assert (record["memory_tokens"], record["memory_share"], record["bytes_per_object"]) == (20, 1.0, 200)
@@ -210,19 +214,23 @@ def test_options_reach_the_tracker(folder: Path, tmp_path: Path) -> None:
 
 
 def test_command_repeats_the_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import fastsam2
-    from fastsam2.cli import main
-
-    loads: list[Any] = []
-    monkeypatch.setattr(fastsam2, "load", lambda *args, **options: loads.append((args, options)) or Bundle(), raising=False)
     prune = Prune(policy=PrunePolicy.RANDOM, keep=0.5, protect=(), seed=3)
-    options: dict[str, Any] = {"corrections_as_prompts": True, "max_prompt_frames": 2, "fill_hole_area": 8, "frames": 5, "separate": True}
+    options: dict[str, Any] = {
+        "corrections_as_prompts": True,
+        "max_prompt_frames": 2,
+        "fill_hole_area": 8,
+        "frames": 5,
+        "threads": 2,
+        "separate": True,
+    }
     prompts = read_prompts(boxes=["300:1,2,10.25,12@1"], points=["3,4,0", "2:5,6@3"], removals=["1@2"])
     record = _run(Bundle(), folder, tmp_path / "an out", prompts, prune=prune, rle=True, overlay=False, **options)
     program, *args = shlex.split(record["command"])
+    loads: list[Any] = []
+    monkeypatch.setattr(run_module, "load", lambda *args, **options: loads.append((args, options)) or Bundle())
     with pytest.raises(SystemExit, match="0"):
         main(args)
-    assert program == "fastsam2" and loads == [((Path("bundle dir"),), {"backend": "onnxruntime", "threads": 2})]
+    assert program == "fastsam2" and loads == [((BUNDLE,), {"backend": "onnxruntime", "threads": 2})]
     again = json.loads((tmp_path / "an out" / "run.json").read_text())
     assert {key: again[key] for key in ("config", "command", "objects", "per_frame")} == {
         key: record[key] for key in ("config", "command", "objects", "per_frame")

@@ -9,7 +9,7 @@ import struct
 import threading
 import time
 import wave
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 import av
@@ -51,7 +51,7 @@ def counting(count: int) -> list[Array]:
     return [np.broadcast_to(level(i) + np.roll(noise, i, 1), (HEIGHT, WIDTH, 3)).clip(0, 255).astype(np.uint8) for i in range(count)]
 
 
-def numbers(frames: Iterator[Array]) -> list[int]:
+def numbers(frames: Iterable[Array]) -> list[int]:
     return [round((float(frame.mean()) - 30) / 8) for frame in frames]
 
 
@@ -81,7 +81,7 @@ def test_file_gives_every_frame_in_order(tmp_path: Path) -> None:
         assert (source.size, source.fps, source.frame_count, source.stems) == ((HEIGHT, WIDTH), 20.0, 12, None)
         assert (source.live, source.dropped, source.source) == (False, 0, str(path))
         frames = list(source)
-    assert numbers(iter(frames)) == list(range(12))
+    assert numbers(frames) == list(range(12))
     assert all(f.dtype == np.uint8 and f.shape == (HEIGHT, WIDTH, 3) and f.flags.c_contiguous for f in frames)
 
 
@@ -136,7 +136,7 @@ def test_mirrored_video_is_honoured(tmp_path: Path) -> None:
 
 def test_slanted_rotation_is_refused(tmp_path: Path) -> None:
     path = set_matrix(write_video(tmp_path / "slanted.mp4", [quadrants()]), 1, 1, -1, 1)
-    with pytest.raises(VideoError, match="quarter turns, got -?45"):
+    with pytest.raises(VideoError, match=r"quarter turns, got -?45"):
         open_video(str(path))
 
 
@@ -164,7 +164,7 @@ def test_truncated_file_raises_with_the_frame_number(tmp_path: Path) -> None:
     path = write_video(tmp_path / "clip.mp4", counting(20))
     data = path.read_bytes()
     path.write_bytes(data[: len(data) * 7 // 10])
-    seen = []
+    seen: list[Array] = []
     with pytest.raises(VideoError) as caught, open_video(str(path)) as source:
         seen.extend(source)
     assert 3 < len(seen) < 20
@@ -172,6 +172,30 @@ def test_truncated_file_raises_with_the_frame_number(tmp_path: Path) -> None:
     assert f"max_frames={len(seen)} " in str(caught.value)
     with open_video(str(path), max_frames=len(seen)) as source:
         assert numbers(source) == list(range(len(seen)))
+
+
+def test_damaged_packet_ends_a_recording_and_is_skipped_live(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.mp4", counting(12))
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][5]
+        assert packet.pos is not None
+        data = bytearray(path.read_bytes())
+        data[packet.pos : packet.pos + packet.size] = bytes(packet.size)
+    path.write_bytes(data)
+    with open_video(str(path)) as source, pytest.raises(VideoError, match=r"whole frame 5 in .*max_frames=5 "):
+        list(source)
+    container = av.open(str(path))
+    frames = numbers(video._decoded(container, container.streams.video[0], "camera", live=True))
+    assert len(frames) == 11
+    assert frames[:5] == [0, 1, 2, 3, 4]
+
+
+def test_frame_that_the_decoder_calls_corrupt_is_refused(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)
+    path = write_video(tmp_path / "clip.avi", [np.roll(noise, i, 1) for i in range(20)], codec="mpeg4")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    with pytest.raises(VideoError, match=r"whole frame \d+ in .*clip.avi, got a damaged one"), open_video(str(path)) as source:
+        list(source)
 
 
 def broken_source(kind: str, folder: Path) -> str:
@@ -218,7 +242,7 @@ def test_unusable_source_says_what_to_do(tmp_path: Path, kind: str, message: str
 
 
 def test_unknown_scheme() -> None:
-    with pytest.raises(VideoError, match="expected a URL of .*rtsp.*, got ftp://host/clip.mp4"):
+    with pytest.raises(VideoError, match=r"expected a URL of .*rtsp.*, got ftp://host/clip.mp4"):
         open_video("ftp://host/clip.mp4")
 
 
@@ -302,44 +326,214 @@ def test_damaged_image_names_file_and_number(tmp_path: Path) -> None:
 
 
 class Script:
-    """A fake live source: gives a frame when told to, so that tests decide what the reader has seen."""
+    """A fake live source that gives a frame when told to, so that tests decide what the reader has seen."""
 
     def __init__(self, error: Exception | None = None) -> None:
-        self.may_give = threading.Semaphore(0)
-        self.given = 0
-        self.closed = threading.Event()
         self.error = error
-        self.last: int | None = None
+        self.asked = 0
+        self.closed = threading.Event()
+        self._ordered = 0
+        self._may_go_on = threading.Semaphore(0)
+        self._ending = False
 
     def frames(self) -> Generator[Array, None, None]:
         try:
-            while True:
-                self.may_give.acquire()
-                if self.given == self.last:
+            for i in range(256):
+                self.asked += 1
+                self._may_go_on.acquire()
+                if self._ending:
                     break
-                self.given += 1
-                yield np.full((4, 6, 3), self.given - 1, np.uint8)
+                yield np.full((4, 6, 3), i, np.uint8)
             if self.error is not None:
                 raise self.error
         finally:
             self.closed.set()
 
     def give(self, count: int) -> None:
-        """Lets `count` frames through and waits until the reader has stored them, which it has when it asks for one more."""
-        self.may_give.release(count)
+        """Lets frames through; returns when the reader asks for one more, so it has stored them all."""
+        self.order(count)
+        deadline = time.monotonic() + 5
+        while self.asked <= self._ordered:
+            assert time.monotonic() < deadline, "the reader did not ask for another frame"
+            time.sleep(0.001)
+
+    def order(self, count: int) -> None:
+        self._ordered += count
+        self._may_go_on.release(count)
 
     def end(self) -> None:
-        self.last = self.given
-        self.may_give.release()
+        self._ending = True
+        self._may_go_on.release()
 
 
-def live_source(script: Script, **options: int) -> FrameSource:
-    script.give(1)
-    return FrameSource(script.frames(), source="fake", live=True, **options)
+def live_source(script: Script, *, max_frames: int | None = None) -> FrameSource:
+    script.order(1)
+    return FrameSource(script.frames(), source="fake", live=True, max_frames=max_frames)
 
 
-def wait_until(condition: functools.partial[bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline, "the reader did not get there"
-        time.sleep(0.002)
+def value(frame: Array) -> int:
+    return int(frame[0, 0, 0])
+
+
+def test_live_consumer_gets_the_newest_frame_and_the_rest_is_counted() -> None:
+    script = Script()
+    with live_source(script) as source:
+        assert (source.live, source.size, source.dropped, source.frame_count) == (True, (4, 6), 0, None)
+        script.give(3)
+        assert value(next(source)) == 3
+        assert source.dropped == 3
+        script.give(1)
+        assert value(next(source)) == 4
+        script.give(2)
+        script.give(3)
+        assert value(next(source)) == 9
+        assert source.dropped == 7
+        script.end()
+    assert script.closed.wait(5)
+
+
+def test_live_consumer_waits_for_a_frame_it_has_not_seen() -> None:
+    script = Script()
+    with live_source(script) as source:
+        assert value(next(source)) == 0
+        threading.Timer(0.05, script.give, [1]).start()
+        assert value(next(source)) == 1
+        assert source.dropped == 0
+        script.end()
+
+
+def test_live_reader_passes_its_exception_on_after_its_last_frame() -> None:
+    script = Script(error=VideoError("the camera was unplugged"))
+    with live_source(script) as source:
+        script.end()
+        assert script.closed.wait(5)
+        assert value(next(source)) == 0
+        with pytest.raises(VideoError, match="unplugged"):
+            next(source)
+
+
+def test_live_source_that_ends_or_fails_before_its_first_frame() -> None:
+    script = Script()
+    script.end()
+    with pytest.raises(VideoError, match="at least one frame in fake, got none"):
+        FrameSource(script.frames(), source="fake", live=True)
+    script = Script(error=VideoError("no signal"))
+    script.end()
+    with pytest.raises(VideoError, match="no signal"):
+        FrameSource(script.frames(), source="fake", live=True)
+
+
+def test_closing_a_live_source_ends_its_reader_and_a_waiting_consumer() -> None:
+    script = Script()
+    source = live_source(script)
+    assert value(next(source)) == 0
+    seen: list[int] = []
+    consumer = threading.Thread(target=lambda: seen.extend(value(frame) for frame in source))
+    consumer.start()
+    threading.Timer(0.05, script.order, [1]).start()  # the frame that the reader is blocked on
+    source.close()
+    consumer.join(5)
+    assert not consumer.is_alive()
+    assert seen == []
+    assert script.closed.wait(5)
+    assert not any(thread.name == "fastsam2-live-reader" for thread in threading.enumerate())
+
+
+def test_live_max_frames_counts_delivered_frames() -> None:
+    script = Script()
+    with live_source(script, max_frames=2) as source:
+        script.give(4)
+        assert value(next(source)) == 4
+        script.give(1)
+        assert [value(frame) for frame in source] == [5]
+        script.end()
+
+
+def test_udp_stream_is_live() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"udp://127.0.0.1:{probe.getsockname()[1]}"
+    done = threading.Event()
+
+    def send() -> None:
+        with av.open(f"{url}?pkt_size=1316", "w", format="mpegts") as container:
+            stream = container.add_stream("mpeg4", rate=25, options={"g": "5"})
+            assert isinstance(stream, av.VideoStream)
+            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+            for i in range(2000):
+                if done.wait(0.01):
+                    break
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((HEIGHT, WIDTH, 3), i % 256, np.uint8))))
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        with open_video(url) as source:
+            assert (source.live, source.size, source.frame_count) == (True, (HEIGHT, WIDTH), None)
+            first = next(source).mean()
+            time.sleep(0.5)
+            assert next(source).mean() > first + 5
+            assert source.dropped > 5
+    finally:
+        done.set()
+        sender.join()
+
+
+def test_silent_stream_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "STALL_TIMEOUT_S", 0.3)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.raises(VideoError, match=r"got nothing for 0\.3 s"):
+        open_video(f"udp://127.0.0.1:{port}")
+
+
+def test_http_file_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    write_video(tmp_path / "clip.mp4", counting(5))
+    handler = functools.partial(QuietHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        with open_video(f"{url}/clip.mp4") as source:
+            assert not source.live
+            assert numbers(source) == list(range(5))
+        with pytest.raises(VideoError, match="404"):
+            open_video(f"{url}/none.mp4")
+        server.shutdown()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("system", "source", "opened"),
+    [
+        ("Linux", "0", ("/dev/video0", "v4l2")),
+        ("Linux", "/dev/video3", ("/dev/video3", "v4l2")),
+        ("Darwin", "1", ("1:none", "avfoundation")),
+    ],
+)
+def test_camera_devices(monkeypatch: pytest.MonkeyPatch, system: str, source: str, opened: tuple[str, str]) -> None:
+    calls: list[tuple[str, object]] = []
+
+    def fake_open(file: str, *, format: str | None, **_: object) -> None:
+        calls.append((file, format))
+        raise OSError("no camera here")
+
+    monkeypatch.setattr("platform.system", lambda: system)
+    monkeypatch.setattr(av, "open", fake_open)
+    with pytest.raises(VideoError, match="no camera here"):
+        open_video(source)
+    assert calls == [opened]
+
+
+def test_camera_that_the_system_cannot_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.system", lambda: "Windows")
+    monkeypatch.setattr(video, "enumerate_input_devices", lambda _: [])
+    with pytest.raises(VideoError, match="a camera number below 0, got 0"):
+        open_video("0")
+    with pytest.raises(VideoError, match="a camera number on Windows, got /dev/video0"):
+        open_video("/dev/video0")

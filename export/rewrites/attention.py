@@ -45,14 +45,14 @@ def attend(
             shape=(q.shape[0], q.shape[1], v.shape[2]),
             version=1,
         )
-    split = lambda t: t.unflatten(2, (heads, -1)).transpose(1, 2)  # noqa: E731
     mask = None if bias is None else bias[:, None, None, :].expand(-1, heads, q.shape[1], -1)
-    return F.scaled_dot_product_attention(split(q), split(k), split(v), attn_mask=mask).transpose(1, 2).flatten(2)
+    q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 def _decoder_attention(self: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     mixed = attend(self.q_proj(q), self.k_proj(k), self.v_proj(v), heads=self.num_heads, target=ExportTarget.ONNXRUNTIME)
-    return self.out_proj(mixed)  # type: ignore[no-any-return]
+    return self.out_proj(mixed)
 
 
 def _hiera_attention(self: Any, x: torch.Tensor) -> torch.Tensor:
@@ -63,7 +63,7 @@ def _hiera_attention(self: Any, x: torch.Tensor) -> torch.Tensor:
         height, width = pooled.shape[1:3]
         q = pooled.reshape(batch, height * width, -1)
     mixed = attend(q, k, v, heads=self.num_heads, target=ExportTarget.ONNXRUNTIME)
-    return self.proj(mixed.reshape(batch, height, width, -1))  # type: ignore[no-any-return]
+    return self.proj(mixed.reshape(batch, height, width, -1))
 
 
 @contextmanager

@@ -40,9 +40,16 @@ def rotate(x: torch.Tensor, index: torch.Tensor, cos: torch.Tensor, sin: torch.T
         float32 [B, n, width].
     """
     if target is ExportTarget.ONNXRUNTIME:
-        return torch.onnx.ops.symbolic(
-            "com.microsoft::RotaryEmbedding", (x, index.to(torch.int64), cos, sin), {"interleaved": 0}, dtype=x.dtype, shape=x.shape, version=1
+        rows = x.reshape(-1, 1, x.shape[-1])  # each row a batch entry: the node refuses sequences longer than its tables
+        turned = torch.onnx.ops.symbolic(
+            "com.microsoft::RotaryEmbedding",
+            (rows, index.reshape(-1, 1).to(torch.int64), cos, sin),
+            {"interleaved": 0},
+            dtype=x.dtype,
+            shape=rows.shape,
+            version=1,
         )
+        return turned.reshape(x.shape)
     a, b = x.chunk(2, dim=-1)
     c, s = F.embedding(index, cos), F.embedding(index, sin)
     return torch.cat([a * c - b * s, b * c + a * s], dim=-1)

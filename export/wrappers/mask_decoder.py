@@ -1,8 +1,8 @@
 """`SAM2Base._forward_sam_heads` with its prompt encoder -> mask_decoder.
 
 Mirrors facebookresearch/sam2 @2b90b9f `sam2/modeling/sam2_base.py`, `sam2/modeling/sam/mask_decoder.py` and `prompt_encoder.py`. Optional
-inputs of the official method are per-object flags here; the choice among masks, the stability fallback and the handling of invisible objects
-are inside the graph.
+inputs of the official method are per-object flags here; the choice among masks, the stability fallback and the handling of invisible
+objects are inside the graph.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`SAM2Base._use_mask_as_output` -> mask_prompt.
 
-Mirrors facebookresearch/sam2 @2b90b9f `sam2/modeling/sam2_base.py`. The antialiased 4x shrink becomes two matrix products (TensorRT knows no
-antialiased resize).
+Mirrors facebookresearch/sam2 @2b90b9f `sam2/modeling/sam2_base.py`. The antialiased 4x shrink becomes two matrix products (TensorRT knows
+no antialiased resize).
 """
 
 from __future__ import annotations

@@ -44,7 +44,9 @@ class MemoryAttentionGraph(nn.Module):
         self.norm = official.norm
         self.layers = nn.ModuleList(_Layer(layer, target) for layer in official.layers)
         encoding = model.memory_encoder.position_encoding
-        self.register_buffer("sine", position_tables.sine_table(spec.grid, spec.memory_dim, temperature=encoding.temperature, scale=encoding.scale))
+        self.register_buffer(
+            "sine", position_tables.sine_table(spec.grid, spec.memory_dim, temperature=encoding.temperature, scale=encoding.scale)
+        )
         rope = official.layers[0].cross_attn_image
         theta = position_tables.recover_theta(rope.freqs_cis, spec.hidden_dim)
         cos, sin = position_tables.rotary_tables(spec.grid, spec.hidden_dim, theta=theta)

@@ -1,7 +1,7 @@
 """Upsampling of the low-resolution logits and `SAM2Base._encode_new_memory` -> memory_encoder.
 
-Mirrors facebookresearch/sam2 @2b90b9f `sam2/modeling/sam2_base.py` and `sam2/modeling/memory_encoder.py`. The image branch is the same for all
-objects and is computed once for the batch.
+Mirrors facebookresearch/sam2 @2b90b9f `sam2/modeling/sam2_base.py` and `sam2/modeling/memory_encoder.py`. The image branch is the same
+for all objects and is computed once for the batch.
 """
 
 from __future__ import annotations

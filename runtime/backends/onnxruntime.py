@@ -64,7 +64,9 @@ class OnnxRuntimeBackend:
                     self._sessions[role] = ort.InferenceSession(str(path), options, providers=[CPU_PROVIDER])
                 except Exception as error:
                     raise BackendError(
-                        expected(f"{path.name} to load in ONNX Runtime {ort.__version__}", error, "Export the bundle again with this release")
+                        expected(
+                            f"{path.name} to load in ONNX Runtime {ort.__version__}", error, "Export the bundle again with this release"
+                        )
                     ) from error
             return self._sessions[role]
 

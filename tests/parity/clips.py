@@ -50,9 +50,7 @@ class Clip:
         return folder
 
 
-def make_clip(
-    name: str, seed: int, *, width: int = 320, height: int = 240, frames: int = FRAMES, curtain: range = range(0)
-) -> Clip:
+def make_clip(name: str, seed: int, *, width: int = 320, height: int = 240, frames: int = FRAMES, curtain: range = range(0)) -> Clip:
     """Paint a clip; the same arguments always give the same bytes. A flat grey curtain hides everything on the frames of `curtain`."""
     rng = np.random.default_rng(seed)
     ground = _texture(rng, height + frames, width + frames)
@@ -85,13 +83,14 @@ def _texture(rng: np.random.Generator, height: int, width: int) -> npt.NDArray[n
     return 0.7 * blotches + 0.3 * rng.uniform(0, 255, (height, width, 3))
 
 
-def _inside(
-    shape: str, dx: npt.NDArray[np.float64], dy: npt.NDArray[np.float64], radius: float, angle: float
-) -> npt.NDArray[np.bool_]:
+def _inside(shape: str, dx: npt.NDArray[np.float64], dy: npt.NDArray[np.float64], radius: float, angle: float) -> npt.NDArray[np.bool_]:
     """Pixels of a shape centred at the origin, turned by `angle` radians."""
     u, v = np.cos(angle) * dx + np.sin(angle) * dy, np.cos(angle) * dy - np.sin(angle) * dx
+    inside: npt.NDArray[np.bool_]
     if shape == "disc":
-        return np.hypot(u, v) < radius
-    if shape == "box":
-        return (np.abs(u) < 1.2 * radius) & (np.abs(v) < 0.7 * radius)
-    return np.hypot(u, v) < radius * (0.8 + 0.3 * np.cos(5 * np.arctan2(v, u)))
+        inside = np.hypot(u, v) < radius
+    elif shape == "box":
+        inside = (np.abs(u) < 1.2 * radius) & (np.abs(v) < 0.7 * radius)
+    else:
+        inside = np.hypot(u, v) < radius * (0.8 + 0.3 * np.cos(5 * np.arctan2(v, u)))
+    return inside

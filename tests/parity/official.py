@@ -1,12 +1,11 @@
 """The oracle: facebookresearch/sam2's video predictor, driven through a scenario as time passes.
 
-The official predictor holds a whole clip; asking it for one frame at a time (`max_frame_num_to_track=0`) and prompting in between gives what
-a user would have seen live. Hole filling is off, which is what the official wheel does without its CUDA extension.
+The official predictor holds a whole clip; asking it for one frame at a time (`max_frame_num_to_track=0`) and prompting in between gives
+what a user would have seen live. Hole filling is off, which is what the official wheel does without its CUDA extension.
 """
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from fastsam2.export.random_weights import seeded
-from tests.parity.clips import Clip
-from tests.parity.compare import Run, Track
-from tests.parity.scenarios import Action, Event, Scenario
+
+from .clips import Clip
+from .compare import Run, Track
+from .scenarios import Action, Event, Scenario
 
 POSTPROCESSING = {  # what build_sam2_video_predictor(apply_postprocessing=True) overrides, but for fill_hole_area
     "model._target_": "sam2.sam2_video_predictor.SAM2VideoPredictor",
@@ -70,7 +70,6 @@ def run_official(predictor: Any, scenario: Scenario, clip: Clip, folder: Path) -
     """
     predictor.add_all_frames_to_correct_as_cond = scenario.corrections_as_prompts
     predictor.max_cond_frames_in_attn = scenario.max_prompt_frames
-    logging.getLogger("tqdm").setLevel(logging.ERROR)
     state = predictor.init_state(str(folder))
     run: Run = {}
     for frame in range(len(clip.frames)):

@@ -1,0 +1,77 @@
+"""Bundles shared by the whole test session: each is exported once, and only if a test asks for it.
+
+An export takes up to a minute of one core, so FASTSAM2_TEST_BUNDLES may name a folder in which bundles are kept from session to session,
+under a hash of everything that shapes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from fastsam2.enums import ExportTarget
+
+ROOT = Path(__file__).parents[1]
+MICRO_CONFIG = ROOT / "tests" / "data" / "micro.yaml"
+MICRO_SEED = 2  # the first seed on which every mutation of tests/parity/test_mutations.py shows clearly
+KEEP = "FASTSAM2_TEST_BUNDLES"
+SHAPED_BY = ("torch", "sam2", "onnx", "onnxscript", "onnxruntime")
+
+Export = Callable[..., Path]
+
+
+def _fingerprint() -> str:
+    files = [*ROOT.glob("export/**/*.py"), *ROOT.glob("fastsam2/*.py"), *ROOT.glob("tests/data/*.yaml")]
+    digest = hashlib.sha256(repr([metadata.version(name) for name in SHAPED_BY]).encode())
+    for file in sorted(files):
+        digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """Function (name, model, checkpoint, image_size=None) -> bundle folder for ONNX Runtime; one export for each name.
+
+    `checkpoint` is as in `export_bundle`, or a function that makes the file.
+    """
+    folder = Path(os.environ[KEEP]) / _fingerprint() if os.environ.get(KEEP) else tmp_path_factory.mktemp("bundles")
+
+    def export(name: str, model: str | Path, checkpoint: str | Callable[[], Path], image_size: int | None = None) -> Path:
+        from fastsam2.export.exporter import export_bundle
+
+        out = folder / name
+        if not out.exists():
+            given = checkpoint if isinstance(checkpoint, str) else str(checkpoint())
+            export_bundle(str(model), given, out, image_size=image_size, targets=(ExportTarget.ONNXRUNTIME,))
+        return out
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def micro_config() -> Path:
+    """A SAM 2.1 config of toy widths at 128 px."""
+    return MICRO_CONFIG
+
+
+@pytest.fixture(scope="session")
+def bundle_micro(exported: Export) -> Path:
+    """The micro model: milliseconds a frame, masks of 20-40 % of the frame."""
+    return exported("micro", MICRO_CONFIG, f"random:{MICRO_SEED}")
+
+
+@pytest.fixture(scope="session")
+def bundle_tiny256_seed0(exported: Export) -> Path:
+    """SAM 2.1 tiny at 256 px."""
+    return exported("tiny256_seed0", "sam2.1_hiera_tiny", "random:0", 256)
+
+
+@pytest.fixture(scope="session")
+def bundle_tiny256_sam20(exported: Export) -> Path:
+    """SAM 2.0 tiny at 256 px: no pointer offsets, no occlusion embedding."""
+    return exported("tiny256_sam20", "sam2_hiera_tiny", "random:0", 256)

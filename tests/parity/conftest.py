@@ -1,0 +1,133 @@
+"""Clips, checkpoints and the official runs of them; each official run is made once in a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fastsam2
+from fastsam2.runtime.loaded import LoadedBundle
+
+from .clips import Clip, make_clip
+from .compare import Run
+from .official import official_predictor, run_official, save_checkpoint
+from .scenarios import Scenario
+
+TINY_CONFIG = "configs/sam2.1/sam2.1_hiera_t.yaml"
+CURTAIN = range(9, 15)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Weights that both sides run.
+
+    Attributes:
+        bundle: fixture that exports them.
+        config: what the official predictor is built from, a path inside the sam2 package or of a file.
+        seed: of the weights.
+        image_size: pixels; None keeps the config's.
+        score_gain, score_bias: see `condition_weights`.
+    """
+
+    bundle: str
+    config: str | Path
+    seed: int
+    image_size: int | None = None
+    score_gain: float = 1.0
+    score_bias: float = 3.0
+
+    def official(self) -> torch.nn.Module:
+        """The official predictor."""
+        return official_predictor(
+            self.config, self.seed, image_size=self.image_size, score_gain=self.score_gain, score_bias=self.score_bias
+        )
+
+
+MICRO_CONFIG = Path(__file__).parents[1] / "data" / "micro.yaml"
+CHECKPOINTS = {
+    "micro": Checkpoint("bundle_micro", MICRO_CONFIG, seed=2),
+    "tiny256_seed0": Checkpoint("bundle_tiny256_seed0", TINY_CONFIG, seed=0, image_size=256),
+    # On the curtain clip the object hides behind the curtain and comes back, |score| > 0.1 throughout; on the others some prompts hide it.
+    "tiny256_occlusion": Checkpoint("bundle_tiny256_occlusion", TINY_CONFIG, seed=1, image_size=256, score_gain=30.0, score_bias=-0.75),
+    "tiny256_sam20": Checkpoint("bundle_tiny256_sam20", "configs/sam2/sam2_hiera_t.yaml", seed=0, image_size=256),
+    "tiny1024": Checkpoint("bundle_tiny1024", TINY_CONFIG, seed=0),
+}
+
+
+@pytest.fixture(scope="session")
+def clips() -> dict[str, Clip]:
+    """Clips by name."""
+    return {
+        "wide": make_clip("wide", 1),
+        "tall": make_clip("tall", 2, width=200, height=280),
+        "curtain": make_clip("curtain", 3, curtain=CURTAIN),
+        "full_size": make_clip("full_size", 1, frames=20),
+    }
+
+
+@pytest.fixture(scope="session")
+def official_run(clips: dict[str, Clip], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Scenario], Run]:
+    """(checkpoint name, scenario) -> what the official predictor says, computed once."""
+    runs: dict[tuple[str, str], Run] = {}
+    predictors: dict[str, torch.nn.Module] = {}
+    folders: dict[str, Path] = {}
+
+    def run(checkpoint: str, scenario: Scenario) -> Run:
+        if scenario.clip not in folders:
+            folders[scenario.clip] = clips[scenario.clip].write_official(tmp_path_factory.mktemp(scenario.clip))
+        if checkpoint not in predictors:
+            predictors[checkpoint] = CHECKPOINTS[checkpoint].official()
+        key = (checkpoint, scenario.name)
+        if key not in runs:
+            runs[key] = run_official(predictors[checkpoint], scenario, clips[scenario.clip], folders[scenario.clip])
+        return runs[key]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def bundle_path(request: pytest.FixtureRequest) -> Callable[[str], Path]:
+    """Checkpoint name -> folder of its bundle."""
+
+    def path(checkpoint: str) -> Path:
+        found: Any = request.getfixturevalue(CHECKPOINTS[checkpoint].bundle)
+        assert isinstance(found, Path)
+        return found
+
+    return path
+
+
+@pytest.fixture(scope="session")
+def bundle(bundle_path: Callable[[str], Path]) -> Callable[[str], LoadedBundle]:
+    """Checkpoint name -> its bundle, loaded."""
+    loaded: dict[str, LoadedBundle] = {}
+
+    def load(checkpoint: str) -> LoadedBundle:
+        if checkpoint not in loaded:
+            loaded[checkpoint] = fastsam2.load(bundle_path(checkpoint), threads=2)
+        return loaded[checkpoint]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def bundle_tiny256_occlusion(exported: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SAM 2.1 tiny at 256 px whose object score crosses zero, exported from a checkpoint file as a user would."""
+    checkpoint = CHECKPOINTS["tiny256_occlusion"]
+    return exported(
+        f"tiny256_seed{checkpoint.seed}_gain{checkpoint.score_gain}_bias{checkpoint.score_bias}",
+        "sam2.1_hiera_tiny",
+        lambda: save_checkpoint(checkpoint.official(), tmp_path_factory.mktemp("checkpoint") / "occlusion.pt"),
+        checkpoint.image_size,
+    )
+
+
+@pytest.fixture(scope="session")
+def bundle_tiny1024(exported: Callable[..., Path]) -> Path:
+    """SAM 2.1 tiny as published, but for its weights."""
+    return exported("tiny1024", "sam2.1_hiera_tiny", "random:0")

@@ -1,0 +1,55 @@
+"""The streaming tracker gives the official predictor's masks.
+
+Oracle: facebookresearch/sam2's `SAM2VideoPredictor`, float32 on the CPU, with the same weights, on the same PNG frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from fastsam2.runtime.loaded import LoadedBundle
+
+from .clips import Clip
+from .compare import Run, compare
+from .ours import run_tracker, tracker_options
+from .scenarios import BY_NAME, OCCLUSION, SCENARIOS, Scenario
+
+TINY_CASES = {
+    "tiny256_seed0": ("box", "click", "mask", "three_objects", "correction", "late_object", "removed_object", "many_prompts"),
+    "tiny256_occlusion": ("three_objects", "many_prompts"),
+    "tiny256_sam20": ("box", "correction", "many_prompts"),
+}
+CASES = [
+    *(("micro", scenario) for scenario in SCENARIOS),
+    *((checkpoint, BY_NAME[name]) for checkpoint, names in TINY_CASES.items() for name in names),
+]
+
+
+@pytest.mark.parametrize(("checkpoint", "scenario"), CASES, ids=[f"{checkpoint}-{scenario.name}" for checkpoint, scenario in CASES])
+def test_masks_are_the_official_ones(
+    checkpoint: str,
+    scenario: Scenario,
+    bundle: Callable[[str], LoadedBundle],
+    official_run: Callable[[str, Scenario], Run],
+    clips: dict[str, Clip],
+) -> None:
+    official = official_run(checkpoint, scenario)
+    assert official.keys() == {(t, i) for t in range(len(clips[scenario.clip].frames)) for i in scenario.alive(t)}
+    ours = run_tracker(bundle(checkpoint).tracker(**tracker_options(scenario)), scenario, clips[scenario.clip])
+    compare(official, ours).check()
+
+
+def test_object_that_goes_and_comes_back(
+    bundle: Callable[[str], LoadedBundle], official_run: Callable[[str, Scenario], Run], clips: dict[str, Clip]
+) -> None:
+    official = official_run("tiny256_occlusion", OCCLUSION)
+    visible = np.array([track.score > 0 for track in official.values()])
+    assert np.count_nonzero(visible[1:] != visible[:-1]) == 2, "the official object score must cross zero once, and back once"
+    ours = run_tracker(bundle("tiny256_occlusion").tracker(**tracker_options(OCCLUSION)), OCCLUSION, clips[OCCLUSION.clip])
+    for key, track in ours.items():
+        assert (track.low_res == -1024.0).all() == (official[key].score <= 0)
+        assert track.video.any() == (official[key].score > 0)
+    compare(official, ours).check()
