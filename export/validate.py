@@ -23,8 +23,8 @@ from fastsam2.errors import ExportError, expected
 from fastsam2.export.rewrites import position_tables
 from fastsam2.export.to_onnx import example_inputs
 
-# Root mean square of (ONNX - torch) / std(torch) over an output. Float32 rounding gives 1e-7 to 2e-5 (torch against float64 no less);
-# a missing rotation, a shifted table or a permuted weight gives 1e-2 to 1. The largest element is no measure: on unit-variance random rows the
+# Root mean square of (ONNX - torch) / std(torch) over an output. Float32 rounding gives 1e-7 to 2e-5 (torch against float64 no less); a
+# missing rotation, a shifted table or a permuted weight gives 1e-2 to 1. The largest element is no measure: on unit-variance random rows
 # softmax amplifies single elements to 3e-4 in torch's own float32 arithmetic.
 TOLERANCE = 1e-3
 

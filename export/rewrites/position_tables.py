@@ -72,5 +72,5 @@ def recover_theta(cis: torch.Tensor, width: int) -> float:
     """
     if cis.shape[0] < 2 or width < 8:
         raise ValueError(f"expected at least two tokens and a head width of 8, got {tuple(cis.shape)} and {width}")
-    second = float(torch.angle(cis[1, 1]))  # theta ** -(4 / width)
-    return float(round(math.exp(-math.log(second) * width / 4), 1))
+    slowest = float(torch.angle(cis[1, width // 4 - 1]))  # theta ** -((width - 4) / width); the faster ones would magnify rounding
+    return float(f"{math.exp(-math.log(slowest) * width / (width - 4)):.6g}")

@@ -1,0 +1,1 @@
+"""Paired measurements; the only place speed and memory claims come from."""

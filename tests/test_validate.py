@@ -1,0 +1,84 @@
+"""Graphs of every official size and of the TensorRT target against torch, and proof that the comparison can fail."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastsam2.enums import ExportTarget, GraphRole
+from fastsam2.errors import ExportError
+from fastsam2.export.checkpoints import LoadedModel, build_model
+from fastsam2.export.to_onnx import ROLES, depends_on_target, export_graph
+from fastsam2.export.validate import TOLERANCE, check_graph
+
+ORT, TRT = ExportTarget.ONNXRUNTIME, ExportTarget.TENSORRT
+
+
+@pytest.fixture(scope="module")
+def micro(micro_config: Path) -> LoadedModel:
+    return build_model(str(micro_config), "random:2")
+
+
+@pytest.mark.parametrize("role", [r for r in ROLES if depends_on_target(r)], ids=lambda r: r.value)
+def test_tensorrt_graphs_compute_what_torch_computes(role: GraphRole, micro: LoadedModel, tmp_path: Path) -> None:
+    path = tmp_path / "graph.onnx"
+    export_graph(micro.module, micro.spec, role, TRT, path)
+    deviations = check_graph(micro.module, micro.spec, role, TRT, path)
+    assert max(deviations.values()) < TOLERANCE
+
+
+def test_tensorrt_graphs_use_standard_operators_only(micro: LoadedModel, tmp_path: Path) -> None:
+    import onnx
+
+    path = tmp_path / "graph.onnx"
+    export_graph(micro.module, micro.spec, GraphRole.MEMORY_ATTENTION, TRT, path)
+    model = onnx.load(path)
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+    assert sum(node.op_type == "Attention" for node in model.graph.node) == 2 * len(micro.module.memory_attention.layers)
+
+
+# Only the encoder differs between sizes; large (a 900 MB file) takes minutes: `pytest -m slow`.
+@pytest.mark.parametrize(
+    "model", ["sam2.1_hiera_small", "sam2.1_hiera_base_plus", pytest.param("sam2.1_hiera_large", marks=pytest.mark.slow)]
+)
+def test_encoders_of_the_other_sizes(model: str, tmp_path: Path) -> None:
+    loaded = build_model(model, "random:0", image_size=256)
+    path = tmp_path / "image_encoder.onnx"
+    export_graph(loaded.module, loaded.spec, GraphRole.IMAGE_ENCODER, ORT, path)
+    assert max(check_graph(loaded.module, loaded.spec, GraphRole.IMAGE_ENCODER, ORT, path).values()) < TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def memory_attention(micro: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("graphs") / "memory_attention.onnx"
+    export_graph(micro.module, micro.spec, GraphRole.MEMORY_ATTENTION, ORT, path)
+    return path
+
+
+def _swap_last_channels(model: torch.nn.Module) -> None:
+    weight = model.memory_attention.layers[-1].cross_attn_image.k_proj.weight
+    weight[[0, 1]] = weight[[1, 0]]
+
+
+def _shift_temporal_table(model: torch.nn.Module) -> None:
+    model.maskmem_tpos_enc.copy_(model.maskmem_tpos_enc.roll(1, dims=0))
+
+
+def _forget_pointer_offsets(model: torch.nn.Module) -> None:
+    model.obj_ptr_tpos_proj.weight.zero_()
+
+
+@pytest.mark.parametrize("damage", [_swap_last_channels, _shift_temporal_table, _forget_pointer_offsets])
+def test_a_graph_of_other_weights_is_refused(damage: object, micro_config: Path, memory_attention: Path) -> None:
+    other = build_model(str(micro_config), "random:2")
+    with torch.no_grad():
+        damage(other.module)  # type: ignore[operator]
+    with pytest.raises(ExportError, match=r"memory_attention .* output conditioned within"):
+        check_graph(other.module, other.spec, GraphRole.MEMORY_ATTENTION, ORT, memory_attention)
+
+
+def test_a_file_that_does_not_load_is_refused(micro: LoadedModel, tmp_path: Path) -> None:
+    path = tmp_path / "graph.onnx"
+    path.write_bytes(b"not a graph")
+    with pytest.raises(ExportError, match="to run in ONNX Runtime"):
+        check_graph(micro.module, micro.spec, GraphRole.MEMORY_ENCODER, ORT, path)
