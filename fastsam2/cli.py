@@ -123,6 +123,7 @@ def run(
     corrections_as_prompts: Annotated[bool, typer.Option("--corrections-as-prompts", help="Hold corrected frames as prompts.")] = False,
     max_prompt_frames: Annotated[int, typer.Option(min=1, help="Prompted frames held per object.")] = 4,
     fill_holes: Annotated[int, typer.Option(min=0, metavar="AREA", help="Fill holes up to this area, low-resolution pixels.")] = 0,
+    memory_budget: Annotated[int, typer.Option(min=1, metavar="MIB", help="Bound on one batch of objects; more run in turns.")] = 4096,
     separate: Annotated[bool, typer.Option("--separate", help="One mask folder per object; objects may overlap.")] = False,
     rle: Annotated[bool, typer.Option("--rle", help="Also write run-length encoded masks.")] = False,
     no_overlay: Annotated[bool, typer.Option("--no-overlay", help="Write no video with the masks drawn in.")] = False,
@@ -145,6 +146,7 @@ def run(
             corrections_as_prompts=corrections_as_prompts,
             max_prompt_frames=max_prompt_frames,
             fill_hole_area=fill_holes,
+            memory_budget_mb=memory_budget,
             frames=frames,
             separate=separate,
             rle=rle,
@@ -250,7 +252,7 @@ def _manifest_tables(manifest: Manifest) -> RenderableType:
             Column("file", overflow="fold"),
             "bytes",
             "opset",
-            "largest difference to torch / standard deviation",
+            "difference to torch (root mean square / standard deviation)",
             title=target.value,
         )
         tensors = Table("graph", "", Column("tensor", overflow="fold"), "type", "shape", title=f"{target.value}: tensors")

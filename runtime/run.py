@@ -30,6 +30,7 @@ from fastsam2.runtime.outputs import PALETTE_IDS, RunWriter, load_mask
 from fastsam2.runtime.prompt_args import TimedPrompt, combine
 from fastsam2.runtime.prompts import make_prompt
 from fastsam2.runtime.result import MemoryReport, Result
+from fastsam2.runtime.stages import DEFAULT_MEMORY_BUDGET_MB
 from fastsam2.runtime.timing import StageTimer
 from fastsam2.runtime.tracker import DEFAULT_MAX_PROMPT_FRAMES, Tracker
 from fastsam2.runtime.video import Frame, FrameSource, open_video
@@ -76,6 +77,7 @@ def run_video(
     corrections_as_prompts: bool = False,
     max_prompt_frames: int = DEFAULT_MAX_PROMPT_FRAMES,
     fill_hole_area: int = 0,
+    memory_budget_mb: int = DEFAULT_MEMORY_BUDGET_MB,
     frames: int | None = None,
     separate: bool = False,
     rle: bool = False,
@@ -95,9 +97,10 @@ def run_video(
         out: folder to make.
         prompts: in any order; see `combine`.
         prune: which memory rows survive; all when None.
-        corrections_as_prompts: see `Tracker`, as the next two.
+        corrections_as_prompts: see `Tracker`, as the next three.
         max_prompt_frames: prompted frames held per object.
         fill_hole_area: holes up to so many low-resolution pixels are filled.
+        memory_budget_mb: bound on the activations of one batch of objects, MiB.
         frames: end after this many frames.
         separate: one mask folder per object instead of palette pictures; objects may overlap and ids may exceed 255.
         rle: also write run-length encoded masks.
@@ -128,6 +131,7 @@ def run_video(
         "corrections_as_prompts": corrections_as_prompts,
         "max_prompt_frames": max_prompt_frames,
         "fill_hole_area": fill_hole_area,
+        "memory_budget_mb": memory_budget_mb,
     }
     outputs = {"separate": separate, "rle": rle, "overlay": overlay}
     timer = StageTimer()
@@ -322,6 +326,7 @@ def _command(bundle: Path, source: str, out: Path, *, plan: Sequence[TimedPrompt
         "--seed": prune.seed,
         "--max-prompt-frames": options["max_prompt_frames"],
         "--fill-holes": options["fill_hole_area"],
+        "--memory-budget": options["memory_budget_mb"],
     }
     flags = {
         "--corrections-as-prompts": options["corrections_as_prompts"],

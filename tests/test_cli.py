@@ -124,7 +124,20 @@ def test_run_options(run_calls: list[Any], tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text('[{"id": 4, "frame": 2, "points": [[1, 2]]}]')
     prompts = ["--box", "1,2,3,4", "--box", "2:1,2,3,4@5", "--point", "5,6,0", "--mask", "3:m.png@1", "--remove", "2@7"]
     prune = ["--prune", "mask", "--keep", "0.05", "--protect", "newest", "--seed", "9"]
-    numbers = ["--frames", "8", "--threads", "1", "--backend", "onnxruntime", "--max-prompt-frames", "2", "--fill-holes", "6"]
+    numbers = [
+        "--frames",
+        "8",
+        "--threads",
+        "1",
+        "--backend",
+        "onnxruntime",
+        "--max-prompt-frames",
+        "2",
+        "--fill-holes",
+        "6",
+        "--memory-budget",
+        "700",
+    ]
     flags = ["--corrections-as-prompts", "--separate", "--rle", "--no-overlay", "--quiet"]
     assert _call(*RUN, *prompts, "--prompts", str(tmp_path / "p.json"), *prune, *numbers, *flags) == 0
     assert run_calls[0][1] == {
@@ -141,6 +154,7 @@ def test_run_options(run_calls: list[Any], tmp_path: Path) -> None:
         "corrections_as_prompts": True,
         "max_prompt_frames": 2,
         "fill_hole_area": 6,
+        "memory_budget_mb": 700,
         "frames": 8,
         "separate": True,
         "rle": True,

@@ -208,7 +208,7 @@ def test_effective_keep(folder: Path, tmp_path: Path, prune: Prune, keep: float)
 
 def test_options_reach_the_tracker(folder: Path, tmp_path: Path) -> None:
     bundle, prune = Bundle(), Prune(policy=PrunePolicy.RANDOM, keep=0.5, seed=3)
-    options: dict[str, Any] = {"corrections_as_prompts": True, "max_prompt_frames": 2, "fill_hole_area": 8}
+    options: dict[str, Any] = {"corrections_as_prompts": True, "max_prompt_frames": 2, "fill_hole_area": 8, "memory_budget_mb": 900}
     _run(bundle, folder, tmp_path / "out", read_prompts(points=["3,4"]), prune=prune, frames=1, **options)
     assert bundle.made.options == {"prune": prune, **options}
 
