@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,6 @@ import fastsam2
 from fastsam2.enums import ExportTarget
 from fastsam2.export.checkpoints import build_model
 from fastsam2.export.exporter import export_bundle
-from fastsam2.runtime.loaded import LoadedBundle
 
 WARM_UP_FRAMES = 18  # 16 pointers and the two frames that settle allocators
 BOX = (0.28, 0.25, 0.65, 0.7)  # of the frame
@@ -92,55 +92,60 @@ class Ours:
         return self.tracker.step(self.frames[frame]).masks
 
 
-Frames = list[np.ndarray[Any, Any]]
+def measure(official: Official, variants: Sequence[Ours], objects: int, first: int, pairs: int) -> list[dict[str, Any]]:
+    """One case per variant: every frame runs on the official side and on all variants, in turning order.
 
-
-def measure(module: Any, bundle: LoadedBundle, frames: Frames, objects: int, prune: fastsam2.Prune, pairs: int) -> dict[str, Any]:
-    """One case: raw pairs, their ratios, stages, and how far the masks are apart."""
-    height, width = frames[0].shape[:2]
-    box = (BOX[0] * width, BOX[1] * height, BOX[2] * width, BOX[3] * height)
-    official, ours = Official(module, frames), Ours(bundle.tracker(prune=prune), frames)
-    for side in (official, ours):
-        side.prompt(box)
-    official.step(0)
-    for t in range(1, WARM_UP_FRAMES):
-        official.step(t)
-        ours.step(t)
-    for object_id in range(2, objects + 1):
-        official.copy_object(object_id)
-        ours.copy_object(object_id)
-    samples, ious = [], []
-    for t in range(WARM_UP_FRAMES, WARM_UP_FRAMES + pairs + 1):
-        if t == WARM_UP_FRAMES + 1:  # the first frame at the new batch size only allocates
-            samples, ious = [], []
-            ours.tracker._timer.clear()
-        took, masks = {}, {}
-        for name, side in sorted((("official", official), ("ours", ours)), reverse=t % 2 == 0):
-            time.sleep(0.2)  # idle threads of the other side stop spinning
+    Args:
+        official: warmed up.
+        variants: warmed up, each with its own pruning.
+        objects: number of objects, already present on all sides.
+        first: frame to start with; its samples are thrown away, because allocators grow with the batch.
+        pairs: frames that count.
+    """
+    sides: list[Official | Ours] = [official, *variants]
+    took: list[list[float]] = []
+    ious: list[list[float]] = []
+    for t in range(first, first + pairs + 1):
+        if t == first + 1:
+            took, ious = [], []
+            for variant in variants:
+                variant.tracker._timer.clear()
+        times, masks = [0.0] * len(sides), [np.zeros(0, bool)] * len(sides)
+        for k in np.roll(np.arange(len(sides)), t):
+            time.sleep(0.2)  # idle threads of the side before stop spinning
             start = time.perf_counter()
-            masks[name] = side.step(t)
-            took[name] = (time.perf_counter() - start) * 1e3
-        samples.append((took["official"], took["ours"]))
-        both, either = (masks["ours"] & masks["official"]).sum(), (masks["ours"] | masks["official"]).sum()
-        ious.append(float(both / either) if either else 1.0)
-    theirs, mine = (np.array(column) for column in zip(*samples, strict=True))
-    spec, held = bundle.spec, ours.tracker._objects[1].memory
+            masks[k] = sides[k].step(t)
+            times[k] = (time.perf_counter() - start) * 1e3
+        took.append(times)
+        ious.append([_worst_iou(masks[0], m) for m in masks[1:]])
+    return [_case(variant, objects, took, [row[k] for row in ious], k + 1) for k, variant in enumerate(variants)]
+
+
+def _worst_iou(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    either = (a | b).sum(axis=(1, 2))
+    return float(((a & b).sum(axis=(1, 2)) / np.maximum(either, 1))[either > 0].min(initial=1.0))
+
+
+def _case(variant: Ours, objects: int, took: list[list[float]], ious: list[float], column: int) -> dict[str, Any]:
+    tracker = variant.tracker
+    spec, prune, held = tracker.spec, tracker.pruner.prune, tracker._objects[1].memory
+    theirs, mine = np.array(took)[:, 0], np.array(took)[:, column]
     return {
         "model": spec.name,
         "image_size": spec.image_size,
-        "backend": bundle.backend.name,
+        "backend": "onnxruntime",
         "objects": objects,
         "policy": prune.policy.value,
-        "keep": prune.rows(spec.tokens) / spec.tokens,
+        "keep": tracker.pruner.rows / spec.tokens,
         "memory_share": held.rows_held / (spec.num_maskmem * spec.tokens),
         "bytes_per_object": held.nbytes,
         "ours_ms": float(np.median(mine)),
         "official_ms": float(np.median(theirs)),
         "ratio": float(np.median(theirs / mine)),
         "ratio_spread": [float((theirs / mine).min()), float((theirs / mine).max())],
-        "pairs": [[round(a, 1), round(b, 1)] for a, b in samples],
+        "pairs": [[round(a, 1), round(b, 1)] for a, b in zip(theirs, mine, strict=True)],
         "mask_iou": min(ious),
-        "stages_ms": ours.tracker.stages_ms(),
+        "stages_ms": tracker.stages_ms(),
     }
 
 
@@ -176,26 +181,37 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    loaded = build_model(args.model, args.checkpoint, image_size=args.image_size)
-    frames = make_frames(WARM_UP_FRAMES + args.pairs + 1, tuple(args.video_size))
+    module = build_model(args.model, args.checkpoint, image_size=args.image_size).module
+    frames = make_frames(WARM_UP_FRAMES + len(args.objects) * (args.pairs + 1), tuple(args.video_size))
+    height, width = args.video_size
+    box = (BOX[0] * width, BOX[1] * height, BOX[2] * width, BOX[3] * height)
     with tempfile.TemporaryDirectory() as scratch:
         path = args.bundle or export_bundle(
             args.model, args.checkpoint, Path(scratch) / "bundle", image_size=args.image_size, targets=(ExportTarget.ONNXRUNTIME,)
         )
         bundle = fastsam2.load(path, threads=args.threads)
-        cases = []
-        for objects in args.objects:
-            for keep in args.keep:
-                prune = fastsam2.Prune() if keep == 1.0 else fastsam2.Prune(policy="mask", keep=keep)
-                cases.append(measure(loaded.module, bundle, frames, objects, prune, args.pairs))
-                case = cases[-1]
+        prunes = [fastsam2.Prune() if keep == 1.0 else fastsam2.Prune(policy="mask", keep=keep) for keep in args.keep]
+        official, variants = Official(module, frames), [Ours(bundle.tracker(prune=prune), frames) for prune in prunes]
+        for side in (official, *variants):
+            side.prompt(box)
+            for t in range(0 if side is official else 1, WARM_UP_FRAMES):
+                side.step(t)
+        cases, present, first = [], 1, WARM_UP_FRAMES
+        for objects in sorted(args.objects):
+            for object_id in range(present + 1, objects + 1):
+                for side in (official, *variants):
+                    side.copy_object(object_id)
+            present = objects
+            cases += measure(official, variants, objects, first, args.pairs)
+            first += args.pairs + 1
+            for case in cases[-len(variants) :]:
                 print(
                     f"{objects} objects, keep {case['keep']:.3f}: ours {case['ours_ms']:.0f} ms, official {case['official_ms']:.0f} ms, "
-                    f"{case['ratio']:.2f}x, IoU {case['mask_iou']:.4f}",
+                    f"{case['ratio']:.2f}x ({case['ratio_spread'][0]:.2f} to {case['ratio_spread'][1]:.2f}), IoU {case['mask_iou']:.4f}",
                     flush=True,
                 )
-                args.out.parent.mkdir(parents=True, exist_ok=True)
-                args.out.write_text(json.dumps({**conditions(args.threads), "cases": cases}, indent=2) + "\n")
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(json.dumps({**conditions(args.threads), "cases": cases}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
