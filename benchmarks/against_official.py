@@ -149,7 +149,7 @@ def _case(variant: Ours, objects: int, took: list[list[float]], ious: list[float
     }
 
 
-def conditions(threads: int) -> dict[str, Any]:
+def conditions(threads: int, module: str) -> dict[str, Any]:
     """The machine and the versions, for the record."""
     cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
@@ -162,7 +162,7 @@ def conditions(threads: int) -> dict[str, Any]:
         "onnxruntime": onnxruntime.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "command": " ".join([Path(sys.executable).name, "-m", "benchmarks.against_official", *sys.argv[1:]]),
+        "command": " ".join([Path(sys.executable).name, "-m", module, *sys.argv[1:]]),
     }
 
 
@@ -211,7 +211,7 @@ def main() -> None:
                     flush=True,
                 )
             args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps({**conditions(args.threads), "cases": cases}, indent=2) + "\n")
+            args.out.write_text(json.dumps({**conditions(args.threads, "benchmarks.against_official"), "cases": cases}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Bundles shared by the whole test session: each is exported once, and only if a test asks for it.
 
 An export takes up to a minute of one core, so FASTSAM2_TEST_BUNDLES may name a folder in which bundles are kept from session to session,
-under a hash of everything that shapes them.
+under a hash of everything that shapes them. Test processes that run side by side share bundles too, use one thread each, and get the tests
+of one checkpoint (or else of one module) together.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
+from filelock import FileLock
 
 from fastsam2.enums import ExportTarget
 
@@ -33,21 +36,42 @@ def _fingerprint() -> str:
     return digest.hexdigest()[:16]
 
 
+def pytest_configure() -> None:
+    """One thread a process."""
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that share official runs and loaded models on one worker."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+            item.add_marker(pytest.mark.xdist_group(str(parameters.get("checkpoint", item.path.stem))))
+
+
+def _run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this run see."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if os.environ.get("PYTEST_XDIST_WORKER") else own
+
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
     """Function (name, model, checkpoint, image_size=None) -> bundle folder for ONNX Runtime; one export for each name.
 
     `checkpoint` is as in `export_bundle`, or a function that makes the file.
     """
-    folder = Path(os.environ[KEEP]) / _fingerprint() if os.environ.get(KEEP) else tmp_path_factory.mktemp("bundles")
+    folder = Path(os.environ.get(KEEP, _run_folder(tmp_path_factory) / "bundles")) / _fingerprint()
+    folder.mkdir(parents=True, exist_ok=True)
 
     def export(name: str, model: str | Path, checkpoint: str | Callable[[], Path], image_size: int | None = None) -> Path:
         from fastsam2.export.exporter import export_bundle
 
         out = folder / name
-        if not out.exists():
-            given = checkpoint if isinstance(checkpoint, str) else str(checkpoint())
-            export_bundle(str(model), given, out, image_size=image_size, targets=(ExportTarget.ONNXRUNTIME,))
+        with FileLock(folder / f"{name}.lock"):
+            if not out.exists():
+                given = checkpoint if isinstance(checkpoint, str) else str(checkpoint())
+                export_bundle(str(model), given, out, image_size=image_size, targets=(ExportTarget.ONNXRUNTIME,))
         return out
 
     return export

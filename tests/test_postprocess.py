@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import builtins
-import sys
-import types
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
+from sam2.utils import misc
 
 from fastsam2.errors import BackendError
 from fastsam2.runtime.postprocess import HOLE_LOGIT, fill_holes, masks_from_logits, resize_logits
+from tests import official_extension
 
 FillHoles = Callable[[npt.NDArray[np.float32], int], npt.NDArray[np.float32]]
 
@@ -85,22 +86,7 @@ def test_no_objects() -> None:
 @pytest.fixture
 def official_fill_holes(monkeypatch: pytest.MonkeyPatch) -> FillHoles:
     """sam2's function, over OpenCV in place of its CUDA extension."""
-    torch = pytest.importorskip("torch")
-    misc = pytest.importorskip("sam2.utils.misc")
-    cv2 = pytest.importorskip("cv2")
-
-    def get_connected_componnets(masks: Any) -> tuple[Any, Any]:
-        labels, counts = torch.zeros(masks.shape, dtype=torch.int32), torch.zeros(masks.shape, dtype=torch.int32)
-        for i, mask in enumerate(masks[:, 0].numpy()):
-            _, label, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-            labels[i, 0] = torch.from_numpy(label)
-            counts[i, 0] = torch.from_numpy(np.where(label > 0, stats[label, cv2.CC_STAT_AREA], 0))
-        return labels, counts
-
-    stand_in = types.ModuleType("sam2._C")
-    stand_in.get_connected_componnets = get_connected_componnets
-    monkeypatch.setitem(sys.modules, "sam2._C", stand_in)
-    monkeypatch.setattr("sam2._C", stand_in, raising=False)
+    official_extension.install(monkeypatch)
     return lambda logits, area: misc.fill_holes_in_mask_scores(torch.from_numpy(logits)[:, None], area)[:, 0].numpy()
 
 

@@ -15,7 +15,8 @@ from fastsam2.runtime.loaded import LoadedBundle
 
 from .clips import Clip, make_clip
 from .compare import Run
-from .official import official_predictor, run_official, save_checkpoint
+from .official import cache_images, official_predictor, run_official, save_checkpoint
+from .ours import CachedImages
 from .scenarios import Scenario
 
 TINY_CONFIG = "configs/sam2.1/sam2.1_hiera_t.yaml"
@@ -82,6 +83,7 @@ def official_run(clips: dict[str, Clip], tmp_path_factory: pytest.TempPathFactor
             folders[scenario.clip] = clips[scenario.clip].write_official(tmp_path_factory.mktemp(scenario.clip))
         if checkpoint not in predictors:
             predictors[checkpoint] = CHECKPOINTS[checkpoint].official()
+            cache_images(predictors[checkpoint])
         key = (checkpoint, scenario.name)
         if key not in runs:
             runs[key] = run_official(predictors[checkpoint], scenario, clips[scenario.clip], folders[scenario.clip])
@@ -109,7 +111,8 @@ def bundle(bundle_path: Callable[[str], Path]) -> Callable[[str], LoadedBundle]:
 
     def load(checkpoint: str) -> LoadedBundle:
         if checkpoint not in loaded:
-            loaded[checkpoint] = fastsam2.load(bundle_path(checkpoint), threads=2)
+            loaded[checkpoint] = fastsam2.load(bundle_path(checkpoint), threads=1)
+            loaded[checkpoint].backend = CachedImages(loaded[checkpoint].backend)
         return loaded[checkpoint]
 
     return load

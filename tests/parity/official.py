@@ -53,6 +53,19 @@ def official_predictor(
     return seeded(lambda: instantiate(settings.model, _recursive_=True), seed, score_gain=score_gain, score_bias=score_bias)
 
 
+def cache_images(model: Any) -> None:
+    """Encode each picture once; scenarios share clips, and the encoder knows nothing of prompts."""
+    encode, known = model.forward_image, {}
+
+    def forward_image(images: torch.Tensor) -> dict[str, Any]:
+        key = images.numpy().tobytes()
+        if key not in known:
+            known[key] = encode(images)
+        return {name: list(value) if isinstance(value, list) else value for name, value in known[key].items()}
+
+    model.forward_image = forward_image
+
+
 def save_checkpoint(model: torch.nn.Module, path: Path) -> Path:
     """Write the weights in the official form, `{"model": state_dict}`."""
     torch.save({"model": model.state_dict()}, path)

@@ -10,26 +10,23 @@ import pytest
 from .clips import Clip
 from .compare import THRESHOLDS, Run, invalid, video_iou
 from .ours import run_command_line
-from .scenarios import BY_NAME, Scenario
+from .scenarios import OCCLUSION, Scenario
+from .test_parity import CASES as TRACKER_CASES
 
-CASES = [
-    ("micro", "removed_object"),
-    ("micro", "late_object"),
-    ("micro", "many_prompts"),
-    ("tiny256_seed0", "three_objects"),
-]
+# A prompts file names one state per object and frame, so points cannot be appended there.
+CASES = [(checkpoint, scenario) for checkpoint, scenario in TRACKER_CASES if not any(event.append for event in scenario.events)]
+CASES.append(("tiny256_occlusion", OCCLUSION))
 
 
-@pytest.mark.parametrize(("checkpoint", "name"), CASES)
+@pytest.mark.parametrize(("checkpoint", "scenario"), CASES, ids=[f"{checkpoint}-{scenario.name}" for checkpoint, scenario in CASES])
 def test_written_masks_are_the_official_ones(
     checkpoint: str,
-    name: str,
+    scenario: Scenario,
     bundle_path: Callable[[str], Path],
     official_run: Callable[[str, Scenario], Run],
     clips: dict[str, Clip],
     tmp_path: Path,
 ) -> None:
-    scenario = BY_NAME[name]
     official = official_run(checkpoint, scenario)
     assert not invalid(official)
     masks = run_command_line(bundle_path(checkpoint), scenario, clips[scenario.clip], tmp_path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
+
 from fastsam2.runtime.loaded import LoadedBundle
 
 from .clips import Clip
@@ -13,6 +15,7 @@ from .ours import run_tracker, tracker_options
 from .scenarios import BY_NAME, Scenario
 
 
+@pytest.mark.xdist_group("tiny1024")
 def test_masks_are_the_official_ones_at_full_size(
     bundle: Callable[[str], LoadedBundle], official_run: Callable[[str, Scenario], Run], clips: dict[str, Clip]
 ) -> None:

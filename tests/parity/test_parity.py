@@ -42,6 +42,7 @@ def test_masks_are_the_official_ones(
     compare(official, ours).check()
 
 
+@pytest.mark.xdist_group("tiny256_occlusion")
 def test_object_that_goes_and_comes_back(
     bundle: Callable[[str], LoadedBundle], official_run: Callable[[str, Scenario], Run], clips: dict[str, Clip]
 ) -> None:

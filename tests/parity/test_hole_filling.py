@@ -1,0 +1,47 @@
+"""Filled holes are the official ones and feed the memory as they do there.
+
+Oracle: as in test_parity, with `fill_hole_area` 8 (what `apply_postprocessing=True` asks for on CUDA) over a stand-in for its extension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastsam2.runtime.loaded import LoadedBundle
+from tests import official_extension
+
+from .clips import Clip
+from .compare import Run, compare
+from .conftest import CHECKPOINTS
+from .official import run_official
+from .ours import run_tracker, tracker_options
+from .scenarios import BY_NAME, Scenario
+
+AREA = 8
+
+
+@pytest.mark.xdist_group("micro")
+@pytest.mark.filterwarnings("error:.*Skipping the post-processing step")
+@pytest.mark.parametrize("name", ["correction", "three_objects"])
+def test_filled_masks_are_the_official_ones(
+    name: str,
+    bundle: Callable[[str], LoadedBundle],
+    official_run: Callable[[str, Scenario], Run],
+    clips: dict[str, Clip],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scenario = BY_NAME[name]
+    clip = clips[scenario.clip]
+    unfilled = official_run("micro", scenario)
+    official_extension.install(monkeypatch)
+    predictor = CHECKPOINTS["micro"].official()
+    predictor.fill_hole_area = AREA
+    official = run_official(predictor, scenario, clip, clip.write_official(tmp_path / "clip"))
+    assert any(not np.array_equal(official[key].low_res, unfilled[key].low_res) for key in official)
+    ours = run_tracker(bundle("micro").tracker(fill_hole_area=AREA, **tracker_options(scenario)), scenario, clip)
+    compare(official, ours).check()
