@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from sam2.modeling.sam2_utils import select_closest_cond_frames
 
 from fastsam2.runtime.loaded import LoadedBundle
 
@@ -40,6 +41,17 @@ def test_masks_are_the_official_ones(
     assert official.keys() == {(t, i) for t in range(len(clips[scenario.clip].frames)) for i in scenario.alive(t)}
     ours = run_tracker(bundle(checkpoint).tracker(**tracker_options(scenario)), scenario, clips[scenario.clip])
     compare(official, ours).check()
+
+
+def test_many_prompts_has_unselected_prompt_frames_among_the_last_six() -> None:
+    scenario = BY_NAME["many_prompts"]
+    prompted = sorted(event.frame for event in scenario.events)
+    found = set()
+    for frame in range(prompted[-1] + 2):
+        past = dict.fromkeys(t for t in prompted if t < frame)
+        _, unselected = select_closest_cond_frames(frame, past, scenario.max_prompt_frames)
+        found |= {(frame, t) for t in unselected if frame - t <= 6}
+    assert found == {(5, 0), (6, 0), (8, 2), (10, 4)}
 
 
 @pytest.mark.xdist_group("tiny256_occlusion")
