@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 MICRO_CONFIG = ROOT / "tests" / "data" / "micro.yaml"
 MICRO_SEED = 2  # the first seed on which every mutation of tests/parity/test_mutations.py shows clearly
 KEEP = "FASTSAM2_TEST_BUNDLES"
+LONGEST = "test_full_size"  # starts first, so that the other workers do the rest meanwhile
 SHAPED_BY = ("torch", "sam2", "onnx", "onnxscript", "onnxruntime")
 
 Export = Callable[..., Path]
@@ -47,6 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("xdist_group") is None:
             parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
             item.add_marker(pytest.mark.xdist_group(str(parameters.get("checkpoint", item.path.stem))))
+    items.sort(key=lambda item: item.path.stem != LONGEST)
 
 
 def _run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -57,21 +59,27 @@ def _run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """Function (name, model, checkpoint, image_size=None) -> bundle folder for ONNX Runtime; one export for each name.
+    """Function (name, model, checkpoint, image_size=None, targets=ONNX Runtime) -> bundle folder; one export for each name.
 
     `checkpoint` is as in `export_bundle`, or a function that makes the file.
     """
     folder = Path(os.environ.get(KEEP, _run_folder(tmp_path_factory) / "bundles")) / _fingerprint()
     folder.mkdir(parents=True, exist_ok=True)
 
-    def export(name: str, model: str | Path, checkpoint: str | Callable[[], Path], image_size: int | None = None) -> Path:
+    def export(
+        name: str,
+        model: str | Path,
+        checkpoint: str | Callable[[], Path],
+        image_size: int | None = None,
+        targets: Sequence[ExportTarget] = (ExportTarget.ONNXRUNTIME,),
+    ) -> Path:
         from fastsam2.export.exporter import export_bundle
 
         out = folder / name
         with FileLock(folder / f"{name}.lock"):
             if not out.exists():
                 given = checkpoint if isinstance(checkpoint, str) else str(checkpoint())
-                export_bundle(str(model), given, out, image_size=image_size, targets=(ExportTarget.ONNXRUNTIME,))
+                export_bundle(str(model), given, out, image_size=image_size, targets=targets)
         return out
 
     return export
@@ -85,8 +93,8 @@ def micro_config() -> Path:
 
 @pytest.fixture(scope="session")
 def bundle_micro(exported: Export) -> Path:
-    """The micro model: milliseconds a frame, masks of 20-40 % of the frame."""
-    return exported("micro", MICRO_CONFIG, f"random:{MICRO_SEED}")
+    """The micro model for both targets: milliseconds a frame, masks of 20-40 % of the frame."""
+    return exported("micro", MICRO_CONFIG, f"random:{MICRO_SEED}", targets=tuple(ExportTarget))
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
+from fastsam2.bundle import read_manifest
+from fastsam2.contracts import graph_spec
 from fastsam2.enums import ExportTarget, GraphRole
 from fastsam2.errors import ExportError
 from fastsam2.export.checkpoints import LoadedModel, build_model
@@ -19,22 +22,23 @@ def micro(micro_config: Path) -> LoadedModel:
     return build_model(str(micro_config), "random:2")
 
 
-@pytest.mark.parametrize("role", [r for r in ROLES if depends_on_target(r)], ids=lambda r: r.value)
-def test_tensorrt_graphs_compute_what_torch_computes(role: GraphRole, micro: LoadedModel, tmp_path: Path) -> None:
-    path = tmp_path / "graph.onnx"
-    export_graph(micro.module, micro.spec, role, TRT, path)
-    deviations = check_graph(micro.module, micro.spec, role, TRT, path)
-    assert max(deviations.values()) < TOLERANCE
+def test_every_graph_of_both_targets_was_checked_against_torch(bundle_micro: Path) -> None:
+    manifest = read_manifest(bundle_micro)
+    assert {(g.role, g.target) for g in manifest.graphs} == {(role, target) for role in ROLES for target in ExportTarget}
+    for graph in manifest.graphs:
+        assert graph.checks.keys() == {t.name for t in graph_spec(graph.role, graph.target).outputs}
+        assert max(graph.checks.values()) < TOLERANCE
+        same_file = graph.file == manifest.graph(graph.role, ORT).file
+        assert same_file == (graph.target is ORT or not depends_on_target(graph.role))
 
 
-def test_tensorrt_graphs_use_standard_operators_only(micro: LoadedModel, tmp_path: Path) -> None:
-    import onnx
-
-    path = tmp_path / "graph.onnx"
-    export_graph(micro.module, micro.spec, GraphRole.MEMORY_ATTENTION, TRT, path)
-    model = onnx.load(path)
-    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
-    assert sum(node.op_type == "Attention" for node in model.graph.node) == 2 * len(micro.module.memory_attention.layers)
+def test_tensorrt_graphs_use_standard_operators_only(micro: LoadedModel, bundle_micro: Path) -> None:
+    manifest = read_manifest(bundle_micro)
+    for role in ROLES:
+        model = onnx.load(bundle_micro / manifest.graph(role, TRT).file.path)
+        assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}, role
+        if role is GraphRole.MEMORY_ATTENTION:
+            assert sum(node.op_type == "Attention" for node in model.graph.node) == 2 * len(micro.module.memory_attention.layers)
 
 
 # Only the encoder differs between sizes; large (a 900 MB file) takes minutes: `pytest -m slow`.
@@ -49,10 +53,8 @@ def test_encoders_of_the_other_sizes(model: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def memory_attention(micro: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("graphs") / "memory_attention.onnx"
-    export_graph(micro.module, micro.spec, GraphRole.MEMORY_ATTENTION, ORT, path)
-    return path
+def memory_attention(bundle_micro: Path) -> Path:
+    return bundle_micro / read_manifest(bundle_micro).graph(GraphRole.MEMORY_ATTENTION, ORT).file.path
 
 
 def _swap_last_channels(model: torch.nn.Module) -> None:

@@ -10,12 +10,15 @@ import pytest
 from .clips import Clip
 from .compare import THRESHOLDS, Run, invalid, video_iou
 from .ours import run_command_line
-from .scenarios import OCCLUSION, Scenario
+from .scenarios import BY_NAME, OCCLUSION, Scenario
 from .test_parity import CASES as TRACKER_CASES
 
-# A prompts file names one state per object and frame, so points cannot be appended there.
-CASES = [(checkpoint, scenario) for checkpoint, scenario in TRACKER_CASES if not any(event.append for event in scenario.events)]
-CASES.append(("tiny256_occlusion", OCCLUSION))
+CASES = [
+    # A prompts file names one state per object and frame, so points cannot be appended there.
+    *((c, s) for c, s in TRACKER_CASES if c in ("micro", "tiny256_seed0") and not any(event.append for event in s.events)),
+    ("tiny256_occlusion", OCCLUSION),
+    ("tiny256_sam20", BY_NAME["correction"]),
+]
 
 
 @pytest.mark.parametrize(("checkpoint", "scenario"), CASES, ids=[f"{checkpoint}-{scenario.name}" for checkpoint, scenario in CASES])
