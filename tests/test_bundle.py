@@ -14,25 +14,13 @@ import pytest
 
 import fastsam2
 from fastsam2.bundle import FileEntry, GraphEntry, Manifest, Origin, TensorEntry, new_bundle, read_manifest, write_manifest
-from fastsam2.config import ModelSpec
 from fastsam2.contracts import GRAPHS, MANIFEST_VERSION, graph_spec
 from fastsam2.enums import ExportTarget, GraphRole
 from fastsam2.errors import BundleError
+from tests.specs import model_spec
 
 ROOT = Path(__file__).parents[1]
-SPEC = ModelSpec(
-    name="micro",
-    image_size=128,
-    hidden_dim=64,
-    memory_dim=16,
-    num_maskmem=7,
-    max_object_pointers=16,
-    multimask_min_points=0,
-    multimask_max_points=1,
-    multimask_for_tracking=True,
-    pointer_offsets=True,
-    signed_pointer_offsets=True,
-)
+SPEC = model_spec()
 ORIGIN = Origin(
     model="micro",
     checkpoint="random:0",

@@ -16,7 +16,7 @@ import fastsam2
 from fastsam2 import doctor
 from fastsam2.bundle import FileEntry, GraphEntry, Manifest, Origin, TensorEntry, write_manifest
 from fastsam2.cli import main
-from fastsam2.config import ModelSpec, Prune
+from fastsam2.config import Prune
 from fastsam2.contracts import GRAPHS, graph_spec
 from fastsam2.enums import BackendName, ExportTarget, Protect, PrunePolicy
 from fastsam2.errors import ExportError
@@ -24,6 +24,7 @@ from fastsam2.export import exporter
 from fastsam2.runtime import run as run_module
 from fastsam2.runtime.prompt_args import TimedPrompt
 from fastsam2.runtime.run import run_video
+from tests.specs import model_spec
 
 RUN = ["run", "bundle", "--video", "v.mp4", "--out", "out"]
 
@@ -66,19 +67,7 @@ def export_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     """A bundle whose graphs are not ONNX, which only running it would find out."""
-    spec = ModelSpec(
-        name="sam2.1_tiny",
-        image_size=128,
-        hidden_dim=32,
-        memory_dim=16,
-        num_maskmem=7,
-        max_object_pointers=16,
-        multimask_min_points=0,
-        multimask_max_points=1,
-        multimask_for_tracking=True,
-        pointer_offsets=True,
-        signed_pointer_offsets=True,
-    )
+    spec = model_spec(name="sam2.1_tiny", hidden_dim=32)
     graphs = []
     for role in GRAPHS:
         (tmp_path / f"{role.value}.onnx").write_bytes(role.value.encode() * 100)

@@ -13,24 +13,13 @@ from fastsam2.runtime.bfloat16 import from_bfloat16, to_bfloat16
 from fastsam2.runtime.policies.mask import cell_coverage
 from fastsam2.runtime.policies.uniform import uniform_scores
 from fastsam2.runtime.pruning import Pruner, RowContext
+from tests.specs import model_spec
 
 SCORING = [PrunePolicy.RANDOM, PrunePolicy.UNIFORM, PrunePolicy.MASK]
 
 
 def make_spec(image_size: int = 256, memory_dim: int = 8) -> ModelSpec:
-    return ModelSpec(
-        name="test",
-        image_size=image_size,
-        hidden_dim=4 * memory_dim,
-        memory_dim=memory_dim,
-        num_maskmem=7,
-        max_object_pointers=16,
-        multimask_min_points=0,
-        multimask_max_points=1,
-        multimask_for_tracking=True,
-        pointer_offsets=True,
-        signed_pointer_offsets=True,
-    )
+    return model_spec(name="test", image_size=image_size, hidden_dim=4 * memory_dim, memory_dim=memory_dim)
 
 
 def cells_to_logits(cells: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from fastsam2.cli import main
-from fastsam2.config import ModelSpec, Prune
+from fastsam2.config import Prune
 from fastsam2.enums import PrunePolicy
 from fastsam2.errors import FastSam2Error, PromptError, VideoError
 from fastsam2.runtime import run as run_module
@@ -25,22 +25,11 @@ from fastsam2.runtime.prompt_args import TimedPrompt, read_prompts
 from fastsam2.runtime.result import MemoryReport, Result
 from fastsam2.runtime.run import run_video
 from fastsam2.runtime.video import FrameSource, open_video
+from tests.specs import model_spec
 
 SIZE = (24, 32)
 FRAMES = 6
-SPEC = ModelSpec(
-    name="tiny",
-    image_size=128,
-    hidden_dim=32,
-    memory_dim=16,
-    num_maskmem=7,
-    max_object_pointers=16,
-    multimask_min_points=0,
-    multimask_max_points=1,
-    multimask_for_tracking=True,
-    pointer_offsets=True,
-    signed_pointer_offsets=True,
-)
+SPEC = model_spec(name="tiny", hidden_dim=32)
 
 
 class RecordingTracker:

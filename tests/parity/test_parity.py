@@ -18,8 +18,8 @@ from .compare import Run, compare
 from .ours import run_tracker, tracker_options
 from .scenarios import BY_NAME, OCCLUSION, SCENARIOS, Scenario
 
-TINY_CASES = {  # the micro model runs every scenario, the official sizes those that hold most of them
-    "tiny256_seed0": ("box", "three_objects", "correction", "removed_object", "many_prompts"),
+TINY_CASES = {  # the micro model runs every scenario, the official size on one seed all but refinements, on others those that hold most
+    "tiny256_seed0": ("box", "click", "mask", "three_objects", "correction", "late_object", "removed_object", "many_prompts"),
     "tiny256_occlusion": ("many_prompts",),
     "tiny256_sam20": ("correction", "many_prompts"),
 }
