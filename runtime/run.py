@@ -253,7 +253,8 @@ def _track_frame(tracker: Tracker, frame: Frame, actions: Sequence[tuple[TimedPr
 @contextmanager
 def _whole_frame(live: bool) -> Iterator[None]:
     """Puts off Ctrl-C to the end of the block, so that an interrupted live run ends on a whole frame."""
-    if not live or threading.current_thread() is not threading.main_thread():
+    heard = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN  # it is not in a process started in the background
+    if not live or not heard or threading.current_thread() is not threading.main_thread():
         yield
         return
     pressed: list[int] = []

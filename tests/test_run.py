@@ -99,6 +99,14 @@ def _run(bundle: Bundle, source: Path, out: Path, prompts: list[TimedPrompt], **
         return run_video(BUNDLE, source=str(source), out=out, prompts=prompts, **options)
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_interrupts() -> Iterator[None]:
+    """A process started in the background ignores SIGINT; these tests send it to themselves."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
 def _unknown_length(monkeypatch: pytest.MonkeyPatch, *, live: bool = False, interrupt_at: int | None = None) -> None:
     """Sources stop telling their length; `live` ones are interrupted while the given frame is awaited."""
 
