@@ -3,35 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import numpy.typing as npt
 
 WINDOW = 4096  # newest samples kept per stage
+Float64 = npt.NDArray[np.float64]
 
 
 class StageTimer:
     """Collects durations by stage name."""
 
     def __init__(self) -> None:
-        self._samples: dict[str, deque[float]] = {}
+        self._rings: dict[str, tuple[Float64, list[int]]] = {}  # samples, [calls so far]; allocated whole, so that nothing grows later
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time the body of a `with` statement as one sample of `name`; a body that raises leaves no sample."""
         start = time.perf_counter()
         yield
-        self._samples.setdefault(name, deque(maxlen=WINDOW)).append(time.perf_counter() - start)
+        took = time.perf_counter() - start
+        if name not in self._rings:
+            self._rings[name] = np.full(WINDOW, np.nan), [0]
+        samples, calls = self._rings[name]
+        samples[calls[0] % WINDOW] = took
+        calls[0] += 1
 
     def summary(self) -> dict[str, dict[str, float]]:
         """{stage: {median, p90}} in milliseconds, over the newest samples."""
         return {
             name: {"median": float(np.median(values) * 1e3), "p90": float(np.quantile(values, 0.9) * 1e3)}
-            for name, values in ((n, np.array(s)) for n, s in self._samples.items())
+            for name, values in ((n, samples[: calls[0]]) for n, (samples, calls) in self._rings.items())
         }
 
     def clear(self) -> None:
         """Forget every sample."""
-        self._samples.clear()
+        self._rings.clear()
