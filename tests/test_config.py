@@ -10,20 +10,9 @@ from pydantic import ValidationError
 from fastsam2.config import KEEP_BUCKETS, ModelSpec, Prune, bucket_rows
 from fastsam2.enums import Protect, PrunePolicy
 from fastsam2.errors import FastSam2Error, PromptError
+from tests.specs import SIZES
 
-TINY: dict[str, Any] = {
-    "name": "sam2.1_hiera_tiny",
-    "image_size": 1024,
-    "hidden_dim": 256,
-    "memory_dim": 64,
-    "num_maskmem": 7,
-    "max_object_pointers": 16,
-    "multimask_min_points": 0,
-    "multimask_max_points": 1,
-    "multimask_for_tracking": True,
-    "pointer_offsets": True,
-    "signed_pointer_offsets": True,
-}
+TINY: dict[str, Any] = {**SIZES, "name": "sam2.1_hiera_tiny", "image_size": 1024, "hidden_dim": 256, "memory_dim": 64}
 N = 4096
 GATHERING = [policy for policy in PrunePolicy if policy not in (PrunePolicy.DENSE, PrunePolicy.POOL2X2)]
 
