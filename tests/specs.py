@@ -6,7 +6,6 @@ from typing import Any
 
 from fastsam2.config import ModelSpec
 
-
 SIZES: dict[str, Any] = {  # of tests/data/micro.yaml
     "name": "micro",
     "image_size": 128,
