@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 
 import fastsam2
-from fastsam2.enums import ExportTarget
+from fastsam2.enums import ExportTarget, PrunePolicy
 from fastsam2.export.checkpoints import build_model
 from fastsam2.export.exporter import export_bundle
 
@@ -190,16 +190,17 @@ def main() -> None:
             args.model, args.checkpoint, Path(scratch) / "bundle", image_size=args.image_size, targets=(ExportTarget.ONNXRUNTIME,)
         )
         bundle = fastsam2.load(path, threads=args.threads)
-        prunes = [fastsam2.Prune() if keep == 1.0 else fastsam2.Prune(policy="mask", keep=keep) for keep in args.keep]
+        prunes = [fastsam2.Prune() if keep == 1.0 else fastsam2.Prune(policy=PrunePolicy.MASK, keep=keep) for keep in args.keep]
         official, variants = Official(module, frames), [Ours(bundle.tracker(prune=prune), frames) for prune in prunes]
-        for side in (official, *variants):
+        sides: tuple[Official | Ours, ...] = (official, *variants)
+        for side in sides:
             side.prompt(box)
             for t in range(0 if side is official else 1, WARM_UP_FRAMES):
                 side.step(t)
         cases, present, first = [], 1, WARM_UP_FRAMES
         for objects in sorted(args.objects):
             for object_id in range(present + 1, objects + 1):
-                for side in (official, *variants):
+                for side in sides:
                     side.copy_object(object_id)
             present = objects
             cases += measure(official, variants, objects, first, args.pairs)

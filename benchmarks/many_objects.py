@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import fastsam2
-from benchmarks.against_official import BOX, conditions, make_frames
+from fastsam2.benchmarks.against_official import BOX, conditions, make_frames
 
 FILL_FRAMES = 8
 

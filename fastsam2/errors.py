@@ -29,6 +29,10 @@ class PromptError(FastSam2Error, ValueError):
     """A prompt, object id, frame or option value is not legal; the tracker's state is unchanged."""
 
 
+class ScoreError(FastSam2Error, ValueError):
+    """Masks and ground truth cannot be compared."""
+
+
 class InternalError(RuntimeError):
     """A broken invariant inside fastsam2: please report it."""
 

@@ -15,7 +15,8 @@ import pytest
 pytest.importorskip("scikit_build_core", reason="scikit-build-core, which builds the wheel, is not installed (extra: dev)")
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("export", "engines", "runtime", "kernels")
+FOLDERS = ("export", "engines", "runtime", "kernels", "benchmarks")
+NEEDS_EXPORTER = ("fastsam2.export", "fastsam2.benchmarks.against_official", "fastsam2.benchmarks.many_objects")
 HEAVY = ("torch", "sam2", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "av", "cv2", "numpy", "PIL")
 NOT_FOR_RUNTIME = ("torch", "sam2", "onnx", "onnxscript", "tensorrt", "tensorrt_rtx")
 
@@ -91,7 +92,7 @@ def test_import_is_light(unpacked: Path) -> None:
 
 def test_all_but_the_exporter_imports_without_the_exporters_packages(unpacked: Path) -> None:
     modules = [name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in source_modules()]
-    modules = sorted(m for m in modules if not m.startswith("fastsam2.export") and m != "fastsam2.__main__")
+    modules = sorted(m for m in modules if not m.startswith(NEEDS_EXPORTER) and m != "fastsam2.__main__")
     code = f"""
 import importlib
 sys.modules.update(dict.fromkeys({NOT_FOR_RUNTIME!r}))
