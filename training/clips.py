@@ -1,0 +1,187 @@
+"""Training batches: windows of procedural scenes with the masks and prompts of a few of their actors. Deterministic by seed and step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from fastsam2.training.scene import HARD, LONG, PLAIN, Scene
+from fastsam2.training.silhouettes import Silhouette
+
+TRAINING_SEED = 0
+"""First number of the seeds of training scenes; held-out sets use others (`held_out.py`)."""
+
+_REUSE = 8  # windows cut from a scene before it is replaced: painting a background costs as much as eight frames
+_LEAST_SHARE = 0.003  # of the frame, that a prompted object shows
+_LEAST_VISIBLE = 0.35  # of its outline
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """What is given on the first frame of each of B objects: points with labels, or masks.
+
+    Attributes:
+        points: float32 [B, P, 2] in model pixels, or None. A box is two points labelled 2 and 3.
+        labels: int32 [B, P], or None.
+        masks: float32 [B, 1, S, S] of 0 and 1, or None.
+    """
+
+    points: npt.NDArray[np.float32] | None = None
+    labels: npt.NDArray[np.int32] | None = None
+    masks: npt.NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Windows of several scenes.
+
+    Attributes:
+        frames: uint8 [clips, T, 3, S, S].
+        clip: int64 [B], the clip of each object.
+        masks: bool [T, B, S, S], what is visible of each object.
+        prompts: on frame 0.
+    """
+
+    frames: npt.NDArray[np.uint8]
+    clip: npt.NDArray[np.int64]
+    masks: npt.NDArray[np.bool_]
+    prompts: Prompts
+
+
+@dataclass(frozen=True, slots=True)
+class BatchShape:
+    """Sizes of a batch: side of the square frames in pixels, frames per clip, clips, objects per clip."""
+
+    size: int
+    frames: int
+    clips: int
+    objects: int
+
+
+class Batches:
+    """Makes the batch of any step.
+
+    Args:
+        shape: sizes.
+        seed: of the run.
+        rank: which of several processes this one is; each has scenes of its own.
+        silhouettes: real outlines to use among the drawn ones.
+    """
+
+    def __init__(self, shape: BatchShape, *, seed: int, rank: int = 0, silhouettes: Sequence[Silhouette] = ()) -> None:
+        self.shape, self.seed, self.rank = shape, seed, rank
+        self.silhouettes = tuple(silhouettes)
+        self._scene = lru_cache(maxsize=2 * shape.clips)(self._make_scene)
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of a step."""
+        shape = self.shape
+        rng = np.random.default_rng((TRAINING_SEED, self.seed, self.rank, 1, step))
+        frames, masks, clip = [], [], []
+        for slot in range(shape.clips):
+            generation = (step + slot * _REUSE // shape.clips) // _REUSE
+            clip_frames, clip_masks = self._window(rng, slot, generation)
+            frames.append(clip_frames)
+            masks.append(clip_masks)
+            clip += [slot] * len(clip_masks)
+        objects = np.concatenate(masks).swapaxes(0, 1)
+        return Batch(np.stack(frames), np.array(clip), objects, make_prompts(objects[0], rng, masks=shape.frames > 1))
+
+    def _make_scene(self, slot: int, generation: int, attempt: int) -> Scene:
+        seed = (TRAINING_SEED, self.seed, self.rank, 0, slot, generation, attempt)
+        rng = np.random.default_rng((*seed, 9))
+        level = (PLAIN, HARD, LONG)[int(rng.choice(3, p=[0.4, 0.35, 0.25]))]
+        size = (self.shape.size, self.shape.size)
+        return Scene(seed, level, size, aspect=float(np.exp(rng.uniform(-0.55, 0.65))), silhouettes=self.silhouettes)
+
+    def _window(self, rng: np.random.Generator, slot: int, generation: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+        """Frames uint8 [T, 3, S, S] and masks bool [objects, T, S, S] of a stretch in which enough is visible at first."""
+        for attempt in range(100):
+            scene = self._scene(slot, generation, attempt // 4)
+            start = float(rng.uniform(0, 3000))
+            stride = float(rng.choice([1, 1, 2, 3]) * rng.choice([-1, 1]))
+            first, ids = scene.render(start)
+            seen = [i for i in range(len(scene.actors)) if is_visible(scene, i, start, ids)]
+            if not seen:
+                continue
+            chosen = rng.permutation(seen)[: self.shape.objects]
+            chosen = np.resize(chosen, self.shape.objects)  # repeats where there are fewer
+            rendered = [(first, ids)] + [scene.render(start + k * stride) for k in range(1, self.shape.frames)]
+            frames = np.stack([f for f, _ in rendered])
+            masks = np.stack([[m == i + 1 for _, m in rendered] for i in chosen])
+            return _augment(frames, masks, rng)
+        raise AssertionError("no window with a visible object in 25 scenes")
+
+
+def is_visible(scene: Scene, index: int, t: float, ids: npt.NDArray[np.uint8]) -> bool:
+    """Whether an actor shows enough of itself at time `t` to be prompted."""
+    area = int(np.count_nonzero(ids == index + 1))
+    return area >= _LEAST_SHARE * ids.size and area >= _LEAST_VISIBLE * scene.outline_area(index, t)
+
+
+def _augment(
+    frames: npt.NDArray[np.uint8], masks: npt.NDArray[np.bool_], rng: np.random.Generator
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """Mirror, turn, and swap colour channels: a scene is used several times."""
+    frames = frames[..., rng.permutation(3)]
+    if rng.random() < 0.5:
+        frames, masks = frames[:, :, ::-1], masks[..., ::-1]
+    turns = int(rng.integers(4))
+    frames, masks = np.rot90(frames, turns, (1, 2)), np.rot90(masks, turns, (2, 3))
+    return np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), np.ascontiguousarray(masks)
+
+
+def make_prompts(truth: npt.NDArray[np.bool_], rng: np.random.Generator, *, masks: bool) -> Prompts:
+    """Prompts of one kind for objects with masks bool [B, S, S]: boxes (half of the time), clicks, or, where allowed, masks.
+
+    A mask prompt is itself the first frame's answer, so there is nothing to learn from it without a second frame.
+    """
+    kind = rng.choice(["box", "points", "mask"], p=[0.5, 0.3, 0.2] if masks else [0.6, 0.4, 0.0])
+    if kind == "mask":
+        return Prompts(masks=truth[:, None].astype(np.float32))
+    if kind == "box":
+        boxes = np.stack([_loose_box(m, rng) for m in truth])
+        return Prompts(points=boxes, labels=np.broadcast_to(np.array([2, 3], np.int32), (len(truth), 2)).copy())
+    count = int(rng.integers(1, 4))
+    points = np.stack([_clicks(m, count, rng) for m in truth])
+    labels = np.ones((len(truth), count), np.int32)
+    if count > 1 and rng.random() < 0.5:
+        labels[:, -1] = 0
+        points[:, -1] = np.stack([_clicks(~m, 1, rng)[0] for m in truth])
+    return Prompts(points=points, labels=labels)
+
+
+def tight_box(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    """float32 [4]: x0, y0, x1, y1 in pixels, right and lower sides exclusive.
+
+    Raises:
+        ValueError: if the mask is empty.
+    """
+    ys, xs = np.nonzero(mask)
+    if not len(ys):
+        raise ValueError("expected a mask with at least one pixel; got an empty one")
+    return np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], np.float32)
+
+
+def _loose_box(mask: npt.NDArray[np.bool_], rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    box = tight_box(mask)
+    slack = np.tile(box[2:] - box[:2], 2) * rng.normal(0, 0.04, 4)
+    return np.clip(box + slack, 0, mask.shape[-1]).astype(np.float32).reshape(2, 2)
+
+
+def _clicks(mask: npt.NDArray[np.bool_], count: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """float32 [count, 2] x, y: the first anywhere well inside, others anywhere inside."""
+    depth = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    out = []
+    for k in range(count):
+        ys, xs = np.nonzero(depth >= (0.5 * depth.max() if k == 0 else 0.5))
+        if not len(ys):
+            ys, xs = np.zeros(1, np.int64), np.zeros(1, np.int64)
+        i = int(rng.integers(len(ys)))
+        out.append((xs[i] + 0.5, ys[i] + 0.5))
+    return np.array(out, np.float32)

@@ -1,0 +1,106 @@
+"""`SAM2Base` for training: inference semantics everywhere, and every candidate mask handed out for the loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
+from torch import Tensor
+from torch.nn import functional
+
+CONFIG = Path(__file__).with_name("nano.yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """All the decoder says on one frame, before any choice: logits [B, 4, L, L], iou [B, 4] (0..1), score [B, 1] (logit)."""
+
+    logits: Tensor
+    iou: Tensor
+    score: Tensor
+
+
+class TrainableSam2(SAM2Base):  # type: ignore[misc]
+    """The official model in evaluation mode, with two differences while training.
+
+    `candidates` holds what the last decoder run gave. `present`, when set, is the truth about who is in the frame ([B] bool) and stands in
+    for the predicted object score where it gates masks and pointers: a wrong score early in training would otherwise hide every mask.
+    """
+
+    candidates: Candidates | None = None
+    present: Tensor | None = None
+
+    def _forward_sam_heads(
+        self,
+        backbone_features: Tensor,
+        point_inputs: dict[str, Tensor] | None = None,
+        mask_inputs: Tensor | None = None,
+        high_res_features: list[Tensor] | None = None,
+        multimask_output: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """As facebookresearch/sam2 @2b90b9f `SAM2Base._forward_sam_heads`, in evaluation mode."""
+        count, device = len(backbone_features), backbone_features.device
+        if point_inputs is None:
+            points, labels = torch.zeros(count, 1, 2, device=device), -torch.ones(count, 1, dtype=torch.int32, device=device)
+        else:
+            points, labels = point_inputs["point_coords"], point_inputs["point_labels"]
+        if mask_inputs is not None and mask_inputs.shape[-2:] != self.sam_prompt_encoder.mask_input_size:
+            size = self.sam_prompt_encoder.mask_input_size
+            mask_inputs = functional.interpolate(mask_inputs.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
+        sparse, dense = self.sam_prompt_encoder(points=(points, labels), boxes=None, masks=mask_inputs)
+        decoder = self.sam_mask_decoder
+        logits, iou, tokens, score = decoder.predict_masks(
+            image_embeddings=backbone_features,
+            image_pe=self.sam_prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            repeat_image=False,
+            high_res_features=high_res_features,
+        )
+        self.candidates = Candidates(logits, iou, score)
+        appears = score > 0 if self.present is None else self.present[:, None]
+        gated = torch.where(appears[:, None, None], logits, NO_OBJ_SCORE)
+        rows = torch.arange(count, device=device)
+        if multimask_output:
+            best = 1 + iou[:, 1:].argmax(-1)
+            low, best_iou, token = gated[rows, best][:, None], iou[rows, best][:, None], tokens[rows, best]
+        else:
+            low, best_iou = decoder._dynamic_multimask_via_stability(gated, iou)
+            token = tokens[:, 0]
+        high = functional.interpolate(low, size=(self.image_size, self.image_size), mode="bilinear", align_corners=False)
+        there = appears.float()
+        pointer = there * self.obj_ptr_proj(token) + (1 - there) * self.no_obj_ptr
+        return low, high, best_iou, low, high, pointer, torch.where(appears, 1.0, -1.0) if self.present is not None else score
+
+
+def load_config() -> Any:
+    """`training/nano.yaml` as OmegaConf."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.load(CONFIG)
+
+
+def build_model(image_size: int) -> TrainableSam2:
+    """A nano with fresh weights.
+
+    Args:
+        image_size: side of its square input, pixels; a multiple of 64. Weights do not depend on it.
+    """
+    from hydra.utils import instantiate
+
+    config = load_config().model
+    config._target_ = f"{TrainableSam2.__module__}.{TrainableSam2.__qualname__}"
+    config.image_size = image_size
+    # What `build_sam2_video_predictor` adds to every config (apply_postprocessing=True).
+    config.binarize_mask_from_pts_for_mem_enc = True
+    config.sam_mask_decoder_extra_args = {
+        "dynamic_multimask_via_stability": True,
+        "dynamic_multimask_stability_delta": 0.05,
+        "dynamic_multimask_stability_thresh": 0.98,
+    }
+    model = instantiate(config, _recursive_=True)
+    assert isinstance(model, TrainableSam2)
+    return model.eval()

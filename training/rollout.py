@@ -1,0 +1,120 @@
+"""One training step: follow the objects of a batch through its frames with the official `track_step`, and sum the losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastsam2.training.clips import Batch
+from fastsam2.training.model import Candidates, TrainableSam2
+
+_MEAN = (0.485, 0.456, 0.406)  # ImageNet, as sam2/utils/misc.py
+_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, slots=True)
+class Rolled:
+    """Loss to differentiate, and what to print: mean IoU of the chosen masks on prompted and on tracked frames, score accuracy."""
+
+    loss: Tensor
+    prompted_iou: float
+    tracked_iou: float
+    score_accuracy: float
+
+
+def to_input(frames: Tensor) -> Tensor:
+    """uint8 [n, 3, S, S] to normalised float32."""
+    mean = torch.tensor(_MEAN, device=frames.device)[:, None, None]
+    std = torch.tensor(_STD, device=frames.device)[:, None, None]
+    return (frames.float() / 255 - mean) / std
+
+
+def roll(model: TrainableSam2, batch: Batch, *, device: torch.device, teach_presence: bool) -> Rolled:
+    """Track a batch.
+
+    Args:
+        model: in evaluation mode.
+        batch: frames, truth and prompts.
+        device: where the model is.
+        teach_presence: gate masks by the truth about who is in the frame instead of the model's score.
+    """
+    clips, length = batch.frames.shape[:2]
+    frames = torch.from_numpy(batch.frames).to(device, non_blocking=True)
+    truth = torch.from_numpy(batch.masks).to(device, non_blocking=True).float()
+    clip = torch.from_numpy(batch.clip).to(device)
+    backbone = model.forward_image(to_input(frames.flatten(0, 1)))
+    _, features, positions, sizes = model._prepare_backbone_features(backbone)
+    low = functional.adaptive_avg_pool2d(truth, truth.shape[-1] // 4)
+    present = truth.flatten(2).any(-1)
+    prompts = batch.prompts
+    points = None
+    if prompts.points is not None and prompts.labels is not None:
+        points = {"point_coords": torch.from_numpy(prompts.points).to(device), "point_labels": torch.from_numpy(prompts.labels).to(device)}
+    masks = None if prompts.masks is None else torch.from_numpy(prompts.masks).to(device)
+
+    memory: dict[str, dict[int, dict[str, Tensor]]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
+    losses: list[Tensor] = []
+    ious: list[list[Tensor]] = [[], []]
+    hits: list[Tensor] = []
+    for t in range(length):
+        rows = clip * length + t
+        model.present = present[t] if teach_presence else None
+        out = model.track_step(
+            frame_idx=t,
+            is_init_cond_frame=t == 0,
+            current_vision_feats=[f[:, rows] for f in features],
+            current_vision_pos_embeds=[p[:, rows] for p in positions],
+            feat_sizes=sizes,
+            point_inputs=points if t == 0 else None,
+            mask_inputs=masks if t == 0 else None,
+            output_dict=memory,
+            num_frames=max(length, 16),
+            run_mem_encoder=t + 1 < length,
+        )
+        memory["cond_frame_outputs" if t == 0 else "non_cond_frame_outputs"][t] = out
+        if t == 0 and masks is not None:
+            continue  # the mask itself is the answer; the decoder only makes its pointer
+        assert model.candidates is not None
+        losses.append(frame_loss(model.candidates, low[t], present[t]))
+        with torch.no_grad():
+            ious[int(t > 0)].append(_iou(out["pred_masks"][:, 0] > 0, low[t] > 0.5)[present[t]])
+            hits.append(((model.candidates.score[:, 0] > 0) == present[t]).float())
+    model.present = None
+    return Rolled(torch.stack(losses).mean(), *(_mean(parts) for parts in (*ious, hits)))
+
+
+def frame_loss(candidates: Candidates, target: Tensor, present: Tensor) -> Tensor:
+    """2 x cross-entropy + Dice of all masks where the object is present, L1 of predicted IoUs, cross-entropy of the object score.
+
+    Mask 0 (single-mask prompts) counts once; of masks 1 to 3 the best and the mean count half each, so that none of them starves.
+
+    Args:
+        candidates: of B objects.
+        target: [B, L, L], share of each pixel that is covered.
+        present: bool [B].
+    """
+    logits = candidates.logits
+    wide = target[:, None].expand_as(logits)
+    entropy = functional.binary_cross_entropy_with_logits(logits, wide, reduction="none").mean((-2, -1))
+    p = logits.sigmoid()
+    dice = 1 - (2 * (p * wide).sum((-2, -1)) + 1) / (p.sum((-2, -1)) + wide.sum((-2, -1)) + 1)
+    mask = 2 * entropy + dice
+    several = 0.5 * mask[:, 1:].min(-1).values + 0.5 * mask[:, 1:].mean(-1)
+    actual = _iou(logits.detach() > 0, wide > 0.5)
+    guess = (candidates.iou - actual).abs().mean(-1)
+    weight = present.float()
+    seen = ((mask[:, 0] + several + guess) * weight).sum() / weight.sum().clamp(min=1)
+    return seen + functional.binary_cross_entropy_with_logits(candidates.score[:, 0], weight)
+
+
+def _iou(a: Tensor, b: Tensor) -> Tensor:
+    both, either = (a & b).sum((-2, -1)).float(), (a | b).sum((-2, -1)).float()
+    return both / either.clamp(min=1)
+
+
+def _mean(parts: list[Tensor]) -> float:
+    values = torch.cat(parts) if parts else torch.zeros(0)
+    return float(values.mean()) if len(values) else float("nan")
