@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import cv2
@@ -97,6 +97,8 @@ class Batches:
         rng = np.random.default_rng((*seed, 9))
         level = (PLAIN, HARD, LONG)[int(rng.choice(3, p=[0.4, 0.35, 0.25]))]
         size = (self.shape.size, self.shape.size)
+        if self.shape.size <= 128:  # what is small here could not be seen
+            level = replace(level, radius=(level.radius[0] * 1.5, level.radius[1] * 1.5))
         return Scene(seed, level, size, aspect=float(np.exp(rng.uniform(-0.55, 0.65))), silhouettes=self.silhouettes)
 
     def _window(self, rng: np.random.Generator, slot: int, generation: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:

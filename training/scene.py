@@ -35,18 +35,20 @@ class Difficulty:
         period: of that swing, frames.
         camera: pan of the camera.
         clutter: number of still things painted on the background.
+        camouflage: chance that the background and its clutter have a target's colours.
         noise: largest standard deviation of sensor noise, grey levels.
     """
 
     targets: tuple[int, int] = (1, 3)
-    distractors: tuple[int, int] = (0, 2)
-    similar: float = 0.4
+    distractors: tuple[int, int] = (1, 3)
+    similar: float = 0.6
     occluders: tuple[int, int] = (0, 1)
     radius: tuple[float, float] = (0.09, 0.22)
     reach: tuple[float, float] = (0.15, 0.45)
-    period: tuple[float, float] = (50.0, 140.0)
+    period: tuple[float, float] = (70.0, 180.0)
     camera: float = 0.06
-    clutter: tuple[int, int] = (0, 8)
+    clutter: tuple[int, int] = (2, 9)
+    camouflage: float = 0.6
     noise: float = 8.0
 
 
@@ -58,9 +60,10 @@ HARD = Difficulty(
     occluders=(1, 2),
     radius=(0.055, 0.15),
     reach=(0.2, 0.5),
-    period=(40.0, 110.0),
+    period=(50.0, 130.0),
     camera=0.1,
     clutter=(4, 14),
+    camouflage=0.8,
     noise=12.0,
 )
 LONG = Difficulty(distractors=(1, 3), similar=0.7, occluders=(1, 1), radius=(0.08, 0.18), reach=(0.2, 0.5), clutter=(2, 10))
@@ -300,11 +303,14 @@ class Scene:
 
     def _paint_background(self, rng: np.random.Generator) -> Image:
         height, width = (round(n * _MARGIN) for n in self._frame_size())
-        image = backdrop(rng, (height, width))
+        hidden = self.actors[int(rng.integers(self.targets))].look if rng.random() < self.level.camouflage else None
+        image = backdrop(rng, (height, width), hidden)
         s = min(height, width)
         unused = np.zeros((height, width), np.uint8)
         for _ in range(int(rng.integers(self.level.clutter[0], self.level.clutter[1] + 1))):
             thing = _actor(rng, self.level, (width / s * 1.4, height / s * 1.4), ())
+            if hidden is not None and rng.random() < 0.5:
+                thing.look, thing.patch = hidden, paint(hidden, rng)
             self._draw(image, unused, thing, 0.0, np.array([[s, 0, 0], [0, s, 0]], np.float32), 1)
         return image
 

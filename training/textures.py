@@ -29,6 +29,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 
 PATTERNS = ("plain", "striped", "checkered", "dotted", "mottled", "shaded", "ringed")
 """Names used in captions."""
+_WEIGHTS = (0.07, 0.19, 0.17, 0.15, 0.2, 0.1, 0.12)  # how often each is drawn: two colours hide better than one
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Look:
 def random_look(rng: np.random.Generator) -> Look:
     """Two different colours and a pattern."""
     first, second = rng.choice(list(COLOURS), 2, replace=False)
-    return Look(str(first), str(second), str(rng.choice(PATTERNS)))
+    return Look(str(first), str(second), str(rng.choice(PATTERNS, p=_WEIGHTS)))
 
 
 def colour(name: str, rng: np.random.Generator) -> npt.NDArray[np.float32]:
@@ -101,9 +102,17 @@ def paint(look: Look, rng: np.random.Generator, side: int = 96) -> Image:
     return np.clip(patch * light[..., None], 0, 255).astype(np.uint8)
 
 
-def backdrop(rng: np.random.Generator, size: tuple[int, int]) -> Image:
-    """A background uint8 [H, W, 3]: clouds of two to four colours, sometimes with a grain or bands."""
-    names = rng.choice(list(COLOURS), int(rng.integers(2, 5)))
+def backdrop(rng: np.random.Generator, size: tuple[int, int], hidden: Look | None = None) -> Image:
+    """A background uint8 [H, W, 3]: clouds of two to four colours, sometimes with a grain or bands.
+
+    Args:
+        rng: draws it.
+        size: height and width, pixels.
+        hidden: two of the colours are those of this look, so that colour alone does not give its bearer away.
+    """
+    names = list(rng.choice(list(COLOURS), int(rng.integers(2, 5))))
+    if hidden is not None:
+        names = [names[0], hidden.first, hidden.second][int(rng.integers(2)) :] + names[2:]
     cell = int(min(size) * rng.uniform(0.08, 0.4))
     out = np.broadcast_to(colour(str(names[0]), rng), (*size, 3)).astype(np.float32)
     for name in names[1:]:
@@ -117,5 +126,5 @@ def backdrop(rng: np.random.Generator, size: tuple[int, int]) -> Image:
         bands = np.sin(2 * math.pi * (x * math.cos(angle) + y * math.sin(angle)) / period) > 0
         out = out * (1 - rng.uniform(0.05, 0.3) * bands[..., None])
     out = out * (1 + rng.uniform(0.02, 0.12) * clouds(rng, size, cell=4, octaves=2)[..., None])
-    dull = rng.uniform(0.0, 0.6)
+    dull = 0.0 if hidden is not None else rng.uniform(0.0, 0.6)
     return np.clip(out * (1 - dull) + out.mean(-1, keepdims=True) * dull, 0, 255).astype(np.uint8)

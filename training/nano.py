@@ -1,0 +1,340 @@
+"""Train nano: `python -m fastsam2.training.nano` (in a clone also `python -m training.nano`).
+
+One command: procedural data, training in stages of growing size and length, evaluation on held-out clips, a bundle. Interrupt it at any time:
+the next call goes on from the last save. On a machine without a GPU, `--processes 2` uses two cores better than two threads of one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from fastsam2.training.clips import Batch, Batches, BatchShape
+from fastsam2.training.model import TrainableSam2, build_model
+from fastsam2.training.rollout import Rolled, roll
+from fastsam2.training.silhouettes import available_silhouettes
+
+OUT = Path("out/nano")
+_SAVE_SECONDS = 180
+_LOG_EVERY = 20
+_CLIP_NORM = 0.5
+_WEIGHT_DECAY = 0.02
+_EMA = 0.998
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stretch of training.
+
+    Attributes:
+        shape: of the batch of one process.
+        steps: in this stage.
+        rate: learning rate at its begin and end; linear between.
+        teach_presence: gate masks by the truth, see `TrainableSam2`.
+    """
+
+    shape: BatchShape
+    steps: int
+    rate: tuple[float, float]
+    teach_presence: bool = False
+
+
+PLANS: dict[str, tuple[Stage, ...]] = {
+    # Two CPU cores: low resolution teaches box -> mask and matching at a tenth of the cost.
+    "cpu": (
+        Stage(BatchShape(128, 1, 16, 3), 200, (0.0, 6e-4), teach_presence=True),
+        Stage(BatchShape(128, 1, 16, 3), 1200, (6e-4, 6e-4), teach_presence=True),
+        Stage(BatchShape(128, 3, 6, 3), 1200, (6e-4, 6e-4), teach_presence=True),
+        Stage(BatchShape(256, 4, 3, 3), 2500, (5e-4, 4e-4)),
+        Stage(BatchShape(256, 6, 2, 3), 2500, (4e-4, 2e-4)),
+        Stage(BatchShape(512, 4, 1, 3), 1200, (2e-4, 1e-5)),
+    ),
+    # One datacenter GPU.
+    "gpu": (
+        Stage(BatchShape(256, 1, 64, 3), 500, (0.0, 8e-4), teach_presence=True),
+        Stage(BatchShape(256, 1, 64, 3), 3000, (8e-4, 8e-4), teach_presence=True),
+        Stage(BatchShape(256, 4, 24, 3), 8000, (8e-4, 6e-4), teach_presence=True),
+        Stage(BatchShape(256, 8, 16, 3), 12000, (6e-4, 4e-4)),
+        Stage(BatchShape(512, 6, 8, 3), 8000, (4e-4, 1e-5)),
+    ),
+}
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a run stands: stage, step within it, seconds spent, samples seen."""
+
+    stage: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    frames: int = 0
+
+    @property
+    def place(self) -> str:
+        """For the log."""
+        return f"{self.stage}:{self.step}"
+
+
+class Average:
+    """Exponential moving average of a model's parameters; its memory is short at first.
+
+    Args:
+        model: whose parameters.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.values = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self.count = 0
+
+    def update(self, model: torch.nn.Module) -> None:
+        """Take in the present parameters."""
+        self.count += 1
+        weight = 1 - min(_EMA, (1 + self.count) / (10 + self.count))
+        with torch.no_grad():
+            for key, value in model.state_dict().items():
+                if value.is_floating_point():
+                    self.values[key].lerp_(value, weight)
+
+
+class Trainer:
+    """The training of one process.
+
+    Args:
+        plan: stages.
+        folder: where `last.pt`, `average.pt` and `log.jsonl` are.
+        seed: of weights and data.
+        device: where to train.
+        rank: which process this is.
+        processes: how many there are; gradients are averaged over them.
+        workers: data-loading processes beside this one.
+        initial: weights to start from; fresh ones when None.
+    """
+
+    def __init__(
+        self,
+        plan: tuple[Stage, ...],
+        folder: Path,
+        *,
+        seed: int,
+        device: torch.device,
+        rank: int = 0,
+        processes: int = 1,
+        workers: int = 0,
+        initial: Path | None = None,
+    ) -> None:
+        self.plan, self.folder, self.seed, self.device = plan, folder, seed, device
+        self.rank, self.processes, self.workers = rank, processes, workers
+        self.silhouettes = available_silhouettes()
+        torch.manual_seed(seed)
+        self.size = plan[0].shape.size
+        self.model = build_model(self.size).to(device)
+        if initial is not None:
+            self.model.load_state_dict(torch.load(initial, map_location=device, weights_only=True)["model"])
+        self.average = Average(self.model)
+        self.optimizer = self._new_optimizer()
+        self.progress = Progress()
+        self._resume()
+
+    def run(self) -> TrainableSam2:
+        """Train to the end of the plan; answers with the averaged model."""
+        saved = time.monotonic()
+        while self.progress.stage < len(self.plan):
+            stage = self.plan[self.progress.stage]
+            self._resize(stage.shape.size)
+            recent: list[Rolled] = []
+            clock = time.monotonic()
+            for batch in self._batches(stage):
+                rolled, norm = self._step(stage, batch)
+                recent.append(rolled)
+                now = time.monotonic()
+                self.progress.seconds += now - clock
+                clock = now
+                self.progress.step += 1
+                self.progress.frames += stage.shape.clips * stage.shape.frames * self.processes
+                if self.progress.step % _LOG_EVERY == 0:
+                    self._log(stage, recent, norm)
+                    recent = []
+                if now - saved > _SAVE_SECONDS:
+                    self._save()
+                    saved = now
+            self.progress.stage, self.progress.step = self.progress.stage + 1, 0
+            self._save()
+        self.model.load_state_dict(self.average.values)
+        return self.model
+
+    def _batches(self, stage: Stage) -> Iterator[Batch]:
+        """Batches of the rest of a stage."""
+        source = Batches(stage.shape, seed=self.seed * 1000 + self.progress.stage, rank=self.rank, silhouettes=self.silhouettes)
+        todo = range(self.progress.step, stage.steps)
+        if not self.workers:
+            yield from (source[step] for step in todo)
+            return
+        loader = torch.utils.data.DataLoader(
+            source,  # type: ignore[arg-type]
+            batch_size=None,
+            sampler=todo,
+            num_workers=self.workers,
+            prefetch_factor=4,
+        )
+        yield from loader
+
+    def _step(self, stage: Stage, batch: Batch) -> tuple[Rolled, float]:
+        begin, end = stage.rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = begin + (end - begin) * (self.progress.step + 0.5) / stage.steps
+        half = self.device.type == "cuda"
+        with torch.autocast("cuda", torch.bfloat16, enabled=half):
+            rolled = roll(self.model, batch, device=self.device, teach_presence=stage.teach_presence)
+        self.optimizer.zero_grad(set_to_none=True)
+        rolled.loss.backward()
+        self._share_gradients()
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), _CLIP_NORM))
+        if math.isfinite(norm):
+            self.optimizer.step()
+            self.average.update(self.model)
+        return rolled, norm
+
+    def _share_gradients(self) -> None:
+        if self.processes == 1:
+            return
+        parameters = list(self.model.parameters())
+        flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters])
+        dist.all_reduce(flat)
+        flat /= self.processes
+        for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            p.grad = part.view_as(p)
+
+    def _new_optimizer(self) -> torch.optim.AdamW:
+        decayed = [p for p in self.model.parameters() if p.ndim > 1]
+        others = [p for p in self.model.parameters() if p.ndim <= 1]
+        return torch.optim.AdamW([{"params": decayed, "weight_decay": _WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}], lr=0.0)
+
+    def _resize(self, size: int) -> None:
+        """Go on at another input size: the weights fit any; tables made from sizes do not."""
+        if size == self.size:
+            return
+        state = self.optimizer.state_dict()
+        weights = self.model.state_dict()
+        self.model, self.size = build_model(size).to(self.device), size
+        self.model.load_state_dict(weights)
+        self.optimizer = self._new_optimizer()
+        self.optimizer.load_state_dict(state)
+
+    def _save(self) -> None:
+        if self.rank:
+            return
+        save(self.folder / "last.pt", {
+            "model": self.model.state_dict(),
+            "average": self.average.values,
+            "count": self.average.count,
+            "optimizer": self.optimizer.state_dict(),
+            "progress": asdict(self.progress),
+            "size": self.size,
+        })
+        save(self.folder / "average.pt", {"model": self.average.values})
+
+    def _resume(self) -> None:
+        path = self.folder / "last.pt"
+        if not path.is_file():
+            return
+        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        self._resize(state["size"])
+        self.model.load_state_dict(state["model"])
+        self.average.values, self.average.count = state["average"], state["count"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["progress"])
+        if not self.rank:
+            print(f"going on at {self.progress.place} after {self.progress.seconds / 3600:.2f} h", file=sys.stderr)
+
+    def _log(self, stage: Stage, recent: list[Rolled], norm: float) -> None:
+        if self.rank:
+            return
+        line = {
+            "stage": self.progress.stage,
+            "step": self.progress.step,
+            "size": stage.shape.size,
+            "length": stage.shape.frames,
+            "hours": round(self.progress.seconds / 3600, 4),
+            "frames": self.progress.frames,
+            "loss": _average([float(r.loss) for r in recent]),
+            "prompted_iou": _average([r.prompted_iou for r in recent]),
+            "tracked_iou": _average([r.tracked_iou for r in recent]),
+            "score_accuracy": _average([r.score_accuracy for r in recent]),
+            "norm": round(norm, 3),
+        }
+        with (self.folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps(line) + "\n")
+        print(" ".join(f"{k} {v}" for k, v in line.items()), file=sys.stderr, flush=True)
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """`torch.save` that never leaves half a file under the name."""
+    partial = path.with_name(f".{path.name}.partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def _average(values: list[float]) -> float | None:
+    known = [v for v in values if not math.isnan(v)]
+    return round(sum(known) / len(known), 4) if known else None
+
+
+def _process(rank: int, args: argparse.Namespace, device: torch.device) -> None:
+    if device.type == "cpu":
+        torch.set_num_threads(args.threads)
+    if args.processes > 1:
+        dist.init_process_group("gloo", init_method=f"file://{args.out.resolve()}/.rendezvous", rank=rank, world_size=args.processes)
+    Trainer(
+        PLANS[args.plan],
+        args.out,
+        seed=args.seed,
+        device=device,
+        rank=rank,
+        processes=args.processes,
+        workers=args.workers,
+        initial=args.initial,
+    ).run()
+    if args.processes > 1:
+        dist.destroy_process_group()
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m training.nano", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=OUT, help="folder for saves, log and scores")
+    parser.add_argument("--plan", choices=PLANS, default="gpu" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1, help="training processes; each takes its own share of the data")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process")
+    parser.add_argument("--workers", type=int, default=0, help="data-loading processes")
+    parser.add_argument("--initial", type=Path, help="weights to start from")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train."""
+    args = parse(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.processes > 1:
+        (args.out / ".rendezvous").unlink(missing_ok=True)
+        mp.spawn(_process, (args, torch.device(args.device)), nprocs=args.processes)
+    else:
+        _process(0, args, torch.device(args.device))
+
+
+if __name__ == "__main__":
+    main()
