@@ -63,7 +63,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
 
     `checkpoint` is as in `export_bundle`, or a function that makes the file.
     """
-    folder = Path(os.environ.get(KEEP, _run_folder(tmp_path_factory) / "bundles")) / _fingerprint()
+    folder = Path(os.environ.get(KEEP) or _run_folder(tmp_path_factory) / "bundles") / _fingerprint()
     folder.mkdir(parents=True, exist_ok=True)
 
     def export(
