@@ -7,7 +7,7 @@ within a disk of ceil(0.008 · diagonal) pixels. Mirrors davisvideochallenge/dav
 (`db_eval_iou`, `f_measure`, `_seg2bmap`) and the semi-supervised part of `davis2017/evaluation.py`. Values of one frame are 0..1, means
 over frames 0..100. Two empty masks agree perfectly (1). Ground truth has no void label: colour 255 is an object.
 
-Frames scored of each object (`Frames`):
+Frames scored of each object (`ScoredFrames`):
 
 - `after_prompt`: from the frame after the one it is prompted on (its first in the ground truth unless stated) to the last one.
 - `davis`: the same without the last frame. In DAVIS, where all objects are prompted on the first frame, these are its frames 1 to T - 2.
@@ -15,9 +15,9 @@ Frames scored of each object (`Frames`):
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from math import ceil, hypot, isqrt
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fastsam2.enums import ScoredFrames
 from fastsam2.errors import ScoreError, expected
 
 BOUNDARY_TOLERANCE = 0.008  # of the diagonal, as DAVIS
@@ -42,13 +43,6 @@ class _Frame:
 
     size: tuple[int, ...]  # H, W
     masks: Masks
-
-
-class Frames(str, Enum):
-    """Which frames of an object are scored; see the top of this module."""
-
-    AFTER_PROMPT = "after_prompt"
-    DAVIS = "davis"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +75,13 @@ class Score:
 
     Attributes:
         objects: scored ones, by id.
-        scored: which of their frames.
+        scored: which of their frames count.
         not_scored: ids of the ground truth without a frame to score.
         not_in_truth: predicted ids that the ground truth lacks; they count for nothing.
     """
 
     objects: tuple[ObjectScore, ...]
-    scored: Frames
+    scored: ScoredFrames
     not_scored: tuple[int, ...] = ()
     not_in_truth: tuple[int, ...] = ()
 
@@ -163,14 +157,14 @@ def boundary_f(a: Mask, b: Mask, *, tolerance: float = BOUNDARY_TOLERANCE) -> fl
 
 
 def score_sequence(
-    predicted: Mask, truth: Mask, *, frames: Frames = Frames.AFTER_PROMPT, prompted: int | None = None
+    predicted: Mask, truth: Mask, *, scored: ScoredFrames = ScoredFrames.AFTER_PROMPT, prompted: int | None = None
 ) -> tuple[float, float]:
     """J and F of one object.
 
     Args:
         predicted: bool [T, H, W].
         truth: bool [T, H, W].
-        frames: which are scored.
+        scored: which frames count.
         prompted: frame of its prompt; the first with any true pixel when None.
 
     Returns:
@@ -179,19 +173,19 @@ def score_sequence(
     Raises:
         ScoreError: if shapes or dtypes differ, or no frame is left to score.
     """
-    score = score_masks({1: predicted}, {1: truth}, frames=frames, prompted=None if prompted is None else {1: prompted})
+    score = score_masks({1: predicted}, {1: truth}, scored=scored, prompted=None if prompted is None else {1: prompted})
     return score.objects[0].j, score.objects[0].f
 
 
 def score_masks(
-    predicted: Masks, truth: Masks, *, frames: Frames = Frames.AFTER_PROMPT, prompted: Mapping[int, int] | None = None
+    predicted: Masks, truth: Masks, *, scored: ScoredFrames = ScoredFrames.AFTER_PROMPT, prompted: Mapping[int, int] | None = None
 ) -> Score:
     """Scores whole sequences held in memory.
 
     Args:
         predicted: object id -> bool [T, H, W].
         truth: object id -> bool [T, H, W].
-        frames: which are scored.
+        scored: which frames count.
         prompted: object id -> frame of its prompt; objects left out are taken to be prompted on their first frame in the ground truth.
 
     Raises:
@@ -202,10 +196,12 @@ def score_masks(
         raise ScoreError(expected("masks [T, H, W] of one shape", sorted(shapes), "Score one clip at a time, at its own size"))
     length, *size = next(iter(shapes), (0,))
     pairs = (tuple(_Frame(tuple(size), {i: m[t] for i, m in side.items()}) for side in (predicted, truth)) for t in range(length))
-    return _score(pairs, list(range(length)), frames=frames, prompted=prompted)
+    return _score(pairs, list(range(length)), scored=scored, prompted=prompted)
 
 
-def score_folders(masks: Path, truth: Path, *, frames: Frames = Frames.AFTER_PROMPT, prompted: Mapping[int, int] | None = None) -> Score:
+def score_folders(
+    masks: Path, truth: Path, *, scored: ScoredFrames = ScoredFrames.AFTER_PROMPT, prompted: Mapping[int, int] | None = None
+) -> Score:
     """Scores a folder of masks, as `fastsam2 run` writes them, against a folder of ground truth.
 
     Both hold palette (or grey) PNGs, `00000.png` and so on, whose pixel values are object ids with 0 for the background; or a folder
@@ -215,7 +211,7 @@ def score_folders(masks: Path, truth: Path, *, frames: Frames = Frames.AFTER_PRO
     Args:
         masks: predicted ones.
         truth: visible pixels of every object.
-        frames: which are scored.
+        scored: which frames count.
         prompted: object id -> frame number of its prompt; objects left out are prompted on their first frame in the ground truth.
 
     Raises:
@@ -231,10 +227,27 @@ def score_folders(masks: Path, truth: Path, *, frames: Frames = Frames.AFTER_PRO
         )
     numbers = sorted(truth_files)
     pairs = ((_read_frame(predicted_files[number]), _read_frame(truth_files[number])) for number in numbers)
-    return _score(pairs, numbers, frames=frames, prompted=prompted)
+    return _score(pairs, numbers, scored=scored, prompted=prompted)
 
 
-def _score(pairs: Iterable[tuple[_Frame, ...]], numbers: Sequence[int], *, frames: Frames, prompted: Mapping[int, int] | None) -> Score:
+def parse_prompted(texts: Iterable[str]) -> dict[int, int]:
+    """Texts ID@FRAME -> object id -> frame.
+
+    Raises:
+        ScoreError: if a text has another form, or an id comes twice.
+    """
+    prompted: dict[int, int] = {}
+    for text in texts:
+        match = re.fullmatch(r"([0-9]+)@([0-9]+)", text)
+        if match is None or int(match[1]) in prompted:
+            raise ScoreError(expected("--prompted ID@FRAME, once for an object", repr(text), "For example --prompted 2@14"))
+        prompted[int(match[1])] = int(match[2])
+    return prompted
+
+
+def _score(
+    pairs: Iterable[tuple[_Frame, ...]], numbers: Sequence[int], *, scored: ScoredFrames, prompted: Mapping[int, int] | None
+) -> Score:
     """One pass over (predicted, truth) of every frame; `numbers` are the frames' numbers, ascending."""
     starts = dict(prompted or {})
     values: dict[int, list[tuple[float, float]]] = {}
@@ -249,7 +262,7 @@ def _score(pairs: Iterable[tuple[_Frame, ...]], numbers: Sequence[int], *, frame
         for i in (i for i, mask in truth.masks.items() if mask.any()):
             in_truth.add(i)
             starts.setdefault(i, number)
-        if frames is Frames.DAVIS and t == last:
+        if scored is ScoredFrames.DAVIS and t == last:
             continue
         empty = np.zeros(truth.size, np.bool_)
         for i in (i for i, start in starts.items() if number > start):
@@ -264,12 +277,12 @@ def _score(pairs: Iterable[tuple[_Frame, ...]], numbers: Sequence[int], *, frame
         got = f"predicted ids {sorted(seen)} and true ids {sorted(in_truth)}"
         raise ScoreError(expected("an object in both masks and ground truth", got, "Track objects under the ids of the ground truth"))
     if not values:
-        raise ScoreError(expected("a frame to score after a prompt", f"{len(numbers)} frames, {frames.value}", "Score a longer clip"))
+        raise ScoreError(expected("a frame to score after a prompt", f"{len(numbers)} frames, {scored.value}", "Score a longer clip"))
     objects = []
     for i, pairs_of in sorted(values.items()):
         j, f = (100 * np.mean(np.array(pairs_of), axis=0)).tolist()
         objects.append(ObjectScore(id=i, prompted=starts[i], frames=len(pairs_of), j=j, f=f))
-    return Score(tuple(objects), frames, tuple(sorted(in_truth - values.keys())), tuple(sorted(seen - in_truth)))
+    return Score(tuple(objects), scored, tuple(sorted(in_truth - values.keys())), tuple(sorted(seen - in_truth)))
 
 
 def _check_pair(a: Mask, b: Mask) -> None:

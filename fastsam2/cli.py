@@ -2,6 +2,7 @@
 
     export -> fastsam2.export.exporter.export_bundle      inspect -> fastsam2.bundle.read_manifest
     run    -> fastsam2.runtime.run.run_video              doctor  -> fastsam2.doctor.examine
+    demo   -> fastsam2.demo.run_demo                      score   -> fastsam2.benchmarks.score.score_folders
 
 Exit codes: 0 done, 1 a bug (with a traceback), 2 something the caller can put right, 130 interrupted.
 """
@@ -9,22 +10,18 @@ Exit codes: 0 done, 1 a bug (with a traceback), 2 something the caller can put r
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 import fastsam2
-from fastsam2.enums import BackendName, ExportTarget, Protect, PrunePolicy
+from fastsam2.cli_show import manifest_tables, progress_bar, score_table, show
+from fastsam2.enums import BackendName, ExportTarget, Protect, PrunePolicy, ScoredFrames
 from fastsam2.errors import FastSam2Error, PromptError, expected
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from fastsam2.bundle import GraphEntry, Manifest
 
 app = typer.Typer(
     name="fastsam2",
@@ -43,6 +40,7 @@ class TargetChoice(str, Enum):
     ALL = "all"
 
 
+BUNDLE_HELP = "Folder that `fastsam2 export` wrote, or the name of a built-in bundle."
 _ALL_TARGETS = [TargetChoice.ALL]
 
 
@@ -104,9 +102,9 @@ def export(
 @app.command()
 def run(
     *,
-    bundle: Annotated[Path, typer.Argument(help="Folder that `fastsam2 export` wrote.")],
+    bundle: Annotated[str, typer.Argument(help=BUNDLE_HELP)],
     video: Annotated[str, typer.Option(help="Video file, folder of images, camera number or URL.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write; may be left out with --show or --stream.")] = None,
     box: Annotated[list[str] | None, typer.Option(metavar="[ID:]x0,y0,x1,y1[@FRAME]", help="Box in video pixels.")] = None,
     point: Annotated[list[str] | None, typer.Option(metavar="[ID:]x,y[,0|1][@FRAME]", help="Click; 0 is off the object.")] = None,
     mask: Annotated[list[str] | None, typer.Option(metavar="[ID:]M.png[@FRAME]", help="Picture of the object's mask.")] = None,
@@ -127,16 +125,26 @@ def run(
     separate: Annotated[bool, typer.Option("--separate", help="One mask folder per object; objects may overlap.")] = False,
     rle: Annotated[bool, typer.Option("--rle", help="Also write run-length encoded masks.")] = False,
     no_overlay: Annotated[bool, typer.Option("--no-overlay", help="Write no video with the masks drawn in.")] = False,
+    live_window: Annotated[bool, typer.Option("--show", help="Watch in a window; drag a box to add an object, q or Esc ends.")] = False,
+    stream: Annotated[
+        str | None, typer.Option(metavar="udp://HOST:PORT|rtsp://…|FILE.mkv|FILE.ts|-", help="Send the overlay as it comes.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
-    """Track prompted objects through a video and write their masks."""
+    """Track prompted objects through a video; write their masks, or watch them."""
     from fastsam2.config import Prune
     from fastsam2.runtime.prompt_args import read_prompts
     from fastsam2.runtime.run import run_video
 
     timed = read_prompts(boxes=box or (), points=point or (), masks=mask or (), removals=remove or (), file=prompts)
     pruning = Prune(policy=prune, keep=keep, tokens=tokens, protect=_protect(protect), seed=seed)
-    with _progress_bar(quiet) as progress:
+    with ExitStack() as opened:
+        window = None
+        if live_window:
+            from fastsam2.runtime.window import OpenCvWindow
+
+            window = opened.enter_context(closing(OpenCvWindow(f"fastsam2: {video}")))
+        progress = opened.enter_context(progress_bar(quiet))
         record = run_video(
             bundle,
             source=video,
@@ -153,25 +161,76 @@ def run(
             overlay=not no_overlay,
             backend=backend,
             threads=threads,
+            window=window,
+            stream=stream,
             progress=progress,
         )
     if not quiet:
-        print(f"{out}: {record['frames']} frames, tracked at {record['fps']:.2f} frames/s", file=sys.stderr)
+        print(f"{out or stream or video}: {record['frames']} frames, tracked at {record['fps']:.2f} frames/s", file=sys.stderr)
+
+
+@app.command()
+def demo(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("out/demo"),
+    bundle: Annotated[str, typer.Option(help=BUNDLE_HELP)] = "nano",
+    sample: Annotated[str, typer.Option(help="Name of a built-in clip, or a folder with clip.mp4, clip.json and truth/.")] = "hard_000",
+    prune: Annotated[PrunePolicy, typer.Option(help="How memory rows are chosen.")] = PrunePolicy.DENSE,
+    keep: Annotated[float | None, typer.Option(help="Share of a frame's memory rows to keep, 0..1.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing.")] = False,
+) -> None:
+    """Track the objects of a clip that ships with fastsam2 and score their masks."""
+    from fastsam2.config import Prune
+    from fastsam2.demo import run_demo
+
+    with progress_bar(quiet) as progress:
+        record = run_demo(out, bundle=bundle, sample=sample, prune=Prune(policy=prune, keep=keep), threads=threads, progress=progress)
+    if not quiet:
+        print(
+            f"{out}: {record['frames']} frames, {record['fps']:.2f} frames/s, "
+            f"J&F {record['j_and_f']:.2f} (J {record['j']:.2f}, F {record['f']:.2f})\n"
+            f"watch {out / 'overlay.mp4'}; score again with: {record['score_command']}"
+        )
+
+
+@app.command()
+def score(
+    *,
+    masks: Annotated[Path, typer.Argument(help="Masks that `fastsam2 run` wrote.")],
+    truth: Annotated[Path, typer.Argument(help="Ground truth: palette PNGs, or one folder per object.")],
+    scored: Annotated[ScoredFrames, typer.Option(help="Frames that count; davis leaves out the last.")] = ScoredFrames.AFTER_PROMPT,
+    prompted: Annotated[
+        list[str] | None, typer.Option(metavar="ID@FRAME", help="Frame of an object's prompt (default: its first in the truth).")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="The numbers as JSON.")] = False,
+) -> None:
+    """Compare masks with ground truth: J, F and J&F, as DAVIS defines them."""
+    from json import dumps
+
+    from fastsam2.benchmarks.score import parse_prompted, score_folders
+
+    result = score_folders(masks, truth, scored=scored, prompted=parse_prompted(prompted or ()))
+    if json:
+        print(dumps(result.to_json(), indent=2))
+    else:
+        show(score_table(result))
 
 
 @app.command()
 def inspect(
-    bundle: Annotated[Path, typer.Argument(help="Folder that `fastsam2 export` wrote.")],
+    bundle: Annotated[str, typer.Argument(help=BUNDLE_HELP)],
     json: Annotated[bool, typer.Option("--json", help="The manifest as JSON.")] = False,
 ) -> None:
     """Check a bundle and show what is in it."""
+    from fastsam2.builtin import bundle_path
     from fastsam2.bundle import read_manifest
 
-    manifest = read_manifest(bundle)
+    manifest = read_manifest(bundle_path(bundle))
     if json:
         print(manifest.model_dump_json(indent=2))
     else:
-        _show(_manifest_tables(manifest))
+        show(manifest_tables(manifest))
 
 
 @app.command()
@@ -183,7 +242,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="The report as JSON
     if json:
         print(report.to_json())
     else:
-        _show(render(report))
+        show(render(report))
 
 
 def _protect(text: str) -> tuple[Protect, ...]:
@@ -193,82 +252,3 @@ def _protect(text: str) -> tuple[Protect, ...]:
         raise PromptError(
             expected(f"--protect from {[p.value for p in Protect]}, or none", repr(text), "Join names with a comma")
         ) from error
-
-
-@contextmanager
-def _progress_bar(quiet: bool) -> Iterator[Callable[[int, int | None], None] | None]:
-    if quiet:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("frames, {task.fields[fps]} frames/s{task.fields[eta]}"),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(*columns, console=Console(stderr=True))
-    task = bar.add_task("", total=None, fps="-", eta="")
-
-    def advance(done: int, total: int | None) -> None:
-        bar.start()
-        speed = bar.tasks[0].speed
-        eta = "" if total is None else ", ETA"
-        bar.update(task, completed=done, total=total, fps="-" if speed is None else f"{speed:.2f}", eta=eta)
-
-    try:
-        yield advance
-    finally:
-        if bar.live.is_started:
-            bar.stop()
-
-
-def _show(renderable: RenderableType) -> None:
-    from rich.console import Console
-
-    Console().print(renderable)
-
-
-def _manifest_tables(manifest: Manifest) -> RenderableType:
-    from rich.console import Group
-    from rich.table import Column, Table
-    from rich.text import Text
-
-    model, origin = manifest.model, manifest.origin
-    head = Text(
-        f"{model.name}, input {model.image_size} x {model.image_size} pixels, {model.tokens} tokens a frame of width {model.hidden_dim}, "
-        f"memory width {model.memory_dim}, {model.num_maskmem} memory frames, {manifest.precision}\n"
-        f"checkpoint {origin.checkpoint} (SHA-256 {origin.checkpoint_sha256 or 'none'}), config {origin.config}\n"
-        f"exported {origin.created:%Y-%m-%d %H:%M} by fastsam2 {manifest.fastsam2_version} with torch {origin.torch}, sam2 {origin.sam2}, "
-        f"onnx {origin.onnx}"
-    )
-    parts: list[RenderableType] = [head]
-    for target in manifest.targets:
-        graphs = [g for g in manifest.graphs if g.target is target]
-        files = Table(
-            "graph",
-            Column("file", overflow="fold"),
-            "bytes",
-            "opset",
-            "difference to torch (root mean square / standard deviation)",
-            title=target.value,
-        )
-        tensors = Table("graph", "", Column("tensor", overflow="fold"), "type", "shape", title=f"{target.value}: tensors")
-        for g in graphs:
-            checks = ", ".join(f"{name} {value:.1e}" for name, value in g.checks.items())
-            files.add_row(g.role.value, g.file.path, f"{g.file.bytes:,}", str(g.opset), checks)
-            for row in _tensor_rows(g, manifest):
-                tensors.add_row(*row)
-        parts += [files, tensors]
-    return Group(*parts)
-
-
-def _tensor_rows(graph: GraphEntry, manifest: Manifest) -> Iterator[tuple[str, ...]]:
-    from fastsam2.contracts import TensorSpec
-
-    for kind, entries in (("in", graph.inputs), ("out", graph.outputs)):
-        for entry in entries:
-            shape = TensorSpec(entry.name, entry.dtype, entry.axes, "").shape(manifest.model)
-            yield graph.role.value, kind, entry.name, entry.dtype, " x ".join(map(str, shape))

@@ -43,6 +43,13 @@ class Protect(str, Enum):
     NEWEST = "newest"
 
 
+class ScoredFrames(str, Enum):
+    """Which frames of an object are scored; `benchmarks/score.py` says exactly."""
+
+    AFTER_PROMPT = "after_prompt"
+    DAVIS = "davis"
+
+
 class BackendName(str, Enum):
     """Where graphs run."""
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
+from fastsam2.builtin import bundle_path
 from fastsam2.bundle import Manifest, read_manifest
 from fastsam2.config import ModelSpec, Prune
 from fastsam2.enums import BackendName
@@ -61,7 +61,7 @@ def load(path: str | os.PathLike[str], *, backend: str = BackendName.ONNXRUNTIME
     """Open a bundle.
 
     Args:
-        path: bundle folder made by `fastsam2 export`.
+        path: name of a built-in bundle ("nano"), or a folder made by `fastsam2 export`; which of the two is decided by `bundle_path`.
         backend: name of a backend; nothing else is used in its place.
         threads: CPU threads inside one operator; None uses every core this process may use.
 
@@ -69,7 +69,7 @@ def load(path: str | os.PathLike[str], *, backend: str = BackendName.ONNXRUNTIME
         BundleError: if the bundle is missing, damaged, altered, or of another version.
         BackendError: if the backend is unknown or cannot be used here.
     """
-    folder = Path(path)
+    folder = bundle_path(path)
     if backend not in {b.value for b in BackendName}:
         raise BackendError(
             expected(

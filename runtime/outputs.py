@@ -72,17 +72,23 @@ class RunWriter:
             out.mkdir(parents=True, exist_ok=True)
             if self._partial.exists():
                 shutil.rmtree(self._partial)
-            (self._partial / "masks").mkdir(parents=True)
+            self.masks.mkdir(parents=True)
             if rle:
                 self._rle = (self._partial / "masks.json").open("w", encoding="utf-8")
                 self._rle.write("[")
 
-    def write(self, frame_rgb: npt.NDArray[np.uint8], result: Result) -> None:
+    @property
+    def masks(self) -> Path:
+        """The folder that holds the masks until `finish`."""
+        return self._partial / "masks"
+
+    def write(self, frame_rgb: npt.NDArray[np.uint8], result: Result, *, picture: npt.NDArray[np.uint8] | None = None) -> None:
         """Writes one frame's masks and overlay picture, numbered `result.frame`.
 
         Args:
             frame_rgb: uint8 [H, W, 3].
             result: masks [B, H, W].
+            picture: `draw_overlay` of the two where it was drawn already.
 
         Raises:
             VideoError: if sizes differ from the run's, or the disk does not take it. Call `abort`.
@@ -97,15 +103,15 @@ class RunWriter:
         with _writing(self.out):
             if self._separate:
                 for object_id, mask in zip(result.ids, result.masks, strict=True):
-                    folder = self._partial / "masks" / f"{object_id:03d}"
+                    folder = self.masks / f"{object_id:03d}"
                     folder.mkdir(exist_ok=True)
                     Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(folder / f"{result.frame:05d}.png")
             else:
-                self._palette_image(result).save(self._partial / "masks" / f"{result.frame:05d}.png")
+                self._palette_image(result).save(self.masks / f"{result.frame:05d}.png")
             if self._rle is not None:
                 self._write_rle(result, self._rle)
             if self._video is not None:
-                self._video.write(draw_overlay(frame_rgb, result))
+                self._video.write(draw_overlay(frame_rgb, result) if picture is None else picture)
         self._frames += 1
 
     def finish(self, run: dict[str, Any]) -> None:
@@ -197,10 +203,10 @@ class OverlayVideo:
     """
 
     def __init__(self, path: Path, *, size: tuple[int, int], fps: float) -> None:
-        self.codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+        self.codec = video_codec()
         self.fps = fps
         self.path = path
-        self.size = (size[0] + size[0] % 2, size[1] + size[1] % 2)
+        self.size = even_size(size)
         self._container: OutputContainer | None = None
         self._stream: VideoStream | None = None
 
@@ -226,6 +232,16 @@ class OverlayVideo:
         if container is not None and self._stream is not None:
             with container:
                 container.mux(self._stream.encode(None))
+
+
+def video_codec() -> str:
+    """H.264 where PyAV comes with its encoder, else MPEG-4 part 2."""
+    return "libx264" if "libx264" in av.codecs_available else "mpeg4"
+
+
+def even_size(size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) rounded up to what 4:2:0 video can hold."""
+    return (size[0] + size[0] % 2, size[1] + size[1] % 2)
 
 
 @contextmanager

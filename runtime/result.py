@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from fastsam2.errors import PromptError, expected
+from fastsam2.errors import BackendError, PromptError, expected
+
+if TYPE_CHECKING:
+    from supervision import Detections
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +63,28 @@ class Result:
             raise PromptError(expected(f"an id of {list(self.ids)}", object_id, "Ask for an object that is being tracked"))
         mask: npt.NDArray[np.bool_] = self.masks[self.ids.index(object_id)]
         return mask
+
+    def to_supervision(self) -> Detections:
+        """This frame's visible objects as `supervision.Detections`, one for each mask that has a pixel.
+
+        Returns:
+            Detections with `xyxy` float32 [D, 4] (the box around the mask: outer edges of its outermost pixels, so that areas come out
+            right), `mask` bool [D, H, W], `confidence` float32 [D] (`ious`), `class_id` and `tracker_id` int [D] (object ids). Objects
+            that are not visible are left out; without any, D is 0.
+
+        Raises:
+            BackendError: if the package supervision is not installed.
+        """
+        try:
+            from supervision import Detections
+        except ImportError as error:
+            raise BackendError(expected("the package supervision", error, "Install it with `pip install supervision`")) from error
+        kept = np.flatnonzero(self.visible & self.masks.any(axis=(1, 2)))
+        masks, ids = self.masks[kept], np.array(self.ids, np.int64)[kept]
+        ends = []
+        for axis in (1, 2):
+            inside: npt.NDArray[np.bool_] = np.any(masks, axis=axis)  # columns [D, W], then rows [D, H]
+            ends.append((inside.argmax(axis=1), inside.shape[1] - inside[:, ::-1].argmax(axis=1)))
+        (left, right), (top, bottom) = ends
+        xyxy = np.stack([left, top, right, bottom], axis=1).astype(np.float32)
+        return Detections(xyxy=xyxy, mask=masks, confidence=self.ious[kept], class_id=ids, tracker_id=ids.copy())

@@ -7,71 +7,43 @@ What is written for a frame is its state after the prompts on it. Nothing is wri
 
 from __future__ import annotations
 
-import platform
-import shlex
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import onnxruntime
-
-import fastsam2
-from fastsam2.config import KEEP_BUCKETS, Prune
+from fastsam2.config import Prune
 from fastsam2.enums import BackendName
 from fastsam2.errors import PromptError, expected
-from fastsam2.runtime.backends.onnxruntime import usable_cores
 from fastsam2.runtime.loaded import load
 from fastsam2.runtime.outputs import PALETTE_IDS, RunWriter, load_mask
+from fastsam2.runtime.overlay import draw_overlay
 from fastsam2.runtime.prompt_args import TimedPrompt, combine
 from fastsam2.runtime.prompts import make_prompt
-from fastsam2.runtime.result import MemoryReport, Result
+from fastsam2.runtime.result import Result
+from fastsam2.runtime.run_record import FrameLog, RunOptions, run_json
 from fastsam2.runtime.stages import DEFAULT_MEMORY_BUDGET_MB
+from fastsam2.runtime.stream import OverlayStream
 from fastsam2.runtime.timing import StageTimer
 from fastsam2.runtime.tracker import DEFAULT_MAX_PROMPT_FRAMES, Tracker
 from fastsam2.runtime.video import Frame, FrameSource, open_video
+from fastsam2.runtime.watch import Watch
+from fastsam2.runtime.window import Window
 
-LIVE_DROPS = "keep only the newest frame"
-NO_DROPS = "every frame"
-
-Actions = Mapping[int, Sequence[tuple[TimedPrompt, dict[str, Any]]]]
-
-
-@dataclass(slots=True)
-class _Record:
-    """What is remembered of the frames that were written."""
-
-    per_frame: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0  # decoding and tracking
-    memory: MemoryReport = field(default_factory=MemoryReport)
-    interrupted: bool = False
-
-    @property
-    def frames(self) -> int:
-        return len(self.per_frame)
-
-    def add(self, result: Result) -> None:
-        self.memory = result.memory
-        self.per_frame.append(
-            {
-                "frame": result.frame,
-                "ids": list(result.ids),
-                "scores": [round(v, 6) for v in result.scores.tolist()],
-                "visible": result.visible.tolist(),
-                "ious": [round(v, 6) for v in result.ious.tolist()],
-            }
-        )
+Action = tuple[TimedPrompt, dict[str, Any]]  # a prompt and the arguments of the tracker's call
+Amend = Callable[[dict[str, Any], Path], dict[str, Any]]
 
 
 def run_video(
-    bundle: Path,
+    bundle: str | os.PathLike[str],
     *,
     source: str,
-    out: Path,
+    out: Path | None = None,
     prompts: Sequence[TimedPrompt],
     prune: Prune | None = None,
     corrections_as_prompts: bool = False,
@@ -84,18 +56,22 @@ def run_video(
     overlay: bool = True,
     backend: BackendName = BackendName.ONNXRUNTIME,
     threads: int | None = None,
+    window: Window | None = None,
+    stream: str | None = None,
     progress: Callable[[int, int | None], None] | None = None,
+    amend: Amend | None = None,
 ) -> dict[str, Any]:
-    """Tracks the prompted objects through a source and writes masks, overlay and run.json.
+    """Tracks the prompted objects through a source; writes masks, overlay and run.json, or shows the overlay, or both.
 
     Ctrl-C on a live source finishes the frame in work and ends the run normally (`interrupted` in the record); on a recorded one nothing
-    stays written.
+    stays written. Ending the run from the window is normal for both (`interrupted` too). A recorded source without prompts waits on its
+    first frame for a box drawn in the window.
 
     Args:
-        bundle: folder that `fastsam2 export` wrote.
+        bundle: name of a built-in bundle, or a folder that `fastsam2 export` wrote; see `bundle_path`.
         source: file, folder, camera or URL; see `open_video`.
-        out: folder to make.
-        prompts: in any order; see `combine`.
+        out: folder to make; None writes nothing and needs a window or a stream.
+        prompts: in any order; see `combine`. May be empty with a window, where boxes can be drawn.
         prune: which memory rows survive; all when None.
         corrections_as_prompts: see `Tracker`, as the next three.
         max_prompt_frames: prompted frames held per object.
@@ -107,90 +83,80 @@ def run_video(
         overlay: also write a video with the masks drawn in.
         backend: where graphs run.
         threads: CPU threads inside one operator; every core this process may use when None.
+        window: shows the overlay and takes boxes; the caller closes it.
+        stream: where the overlay is sent as it comes; see `StreamTarget.parse`.
         progress: called with (frames done, frames in all or None) after each frame.
+        amend: called with what run.json is going to say and the folder of the finished masks, before anything has its final name; answers
+            what run.json says. What it raises ends the run with everything written removed. Not called without `out`.
 
     Returns:
         The content of run.json, but for `outputs`, which the writer adds. `fps` counts decoding and tracking, not writing; memory is that
         of the object holding most after the last frame.
 
     Raises:
-        PromptError: before anything is written, if there is no prompt, or one is illegal or lies beyond the known length; at the end,
-            with everything written removed, if a source of unknown length ends before a prompt.
+        PromptError: before anything is written, if there is nothing to write or show, no prompt and no window, or a prompt is illegal or
+            lies beyond the known length; at the end, with everything written removed, if a source of unknown length ends before a prompt.
         BundleError: if the bundle is missing, damaged, altered, or of another version.
-        BackendError: if the backend cannot be used here.
-        VideoError: if the source cannot be read or the output cannot be written.
+        BackendError: if the backend or the window cannot be used here.
+        VideoError: if the source cannot be read, the output cannot be written, or the stream cannot be opened or, being all that comes of
+            the run, fails.
     """
     plan = combine(prompts)
-    if not plan:
-        raise PromptError(expected("at least one prompt", "none", "Give --box, --point, --mask or --prompts"))
-    prune = prune or Prune()
+    if out is None and window is None and stream is None:
+        raise PromptError(expected("--out, --show or --stream", "none of them", "Say where the masks go"))
+    if out is None and (separate or rle):
+        raise PromptError(expected("--out with --separate or --rle", "none", "Name the folder to write"))
+    if not plan and window is None:
+        raise PromptError(expected("at least one prompt", "none", "Give --box, --point, --mask or --prompts, or draw with --show"))
+    options = RunOptions(
+        bundle=bundle,
+        source=source,
+        out=out,
+        prune=prune or Prune(),
+        tracker={
+            "corrections_as_prompts": corrections_as_prompts,
+            "max_prompt_frames": max_prompt_frames,
+            "fill_hole_area": fill_hole_area,
+            "memory_budget_mb": memory_budget_mb,
+        },
+        files={"separate": separate, "rle": rle, "overlay": overlay},
+        frames=frames,
+        backend=backend,
+        threads=threads,
+        show=window is not None,
+        stream=stream,
+    )
     loaded = load(bundle, backend=backend.value, threads=threads)
-    spec = loaded.spec
-    kept = prune.rows(spec.tokens)
-    options: dict[str, Any] = {
-        "corrections_as_prompts": corrections_as_prompts,
-        "max_prompt_frames": max_prompt_frames,
-        "fill_hole_area": fill_hole_area,
-        "memory_budget_mb": memory_budget_mb,
-    }
-    outputs = {"separate": separate, "rle": rle, "overlay": overlay}
+    options.prune.rows(loaded.spec.tokens)  # raises before anything is opened
     timer = StageTimer()
     with open_video(source, max_frames=frames) as video:
         limit = frames if video.frame_count is None else video.frame_count
-        actions = _checked_actions(plan, video, limit, separate)
-        tracker = loaded.tracker(prune=prune, **options)
-        writer = RunWriter(out, size=video.size, fps=video.fps, **outputs)
-        try:
-            record = _track(tracker, video, actions=actions, writer=writer, timer=timer, progress=lambda n: progress and progress(n, limit))
-            _check_all_reached(plan, video, record)
-            stages_ms = {**tracker.stages_ms(), **timer.summary()}
-            run = {
-                "fastsam2": fastsam2.__version__,
-                "python": platform.python_version(),
-                "onnxruntime": onnxruntime.__version__,
-                "platform": platform.platform(),
-                "bundle": str(bundle),
-                "model": spec.model_dump(mode="json"),
-                "backend": backend.value,
-                "threads": threads or usable_cores(),
-                "config": {
-                    "prune": _prune_json(prune),
-                    **options,
-                    **outputs,
-                    "frames": frames,
-                    "source": source,
-                    "prompts": [p.to_json() for p in plan],
-                },
-                "command": _command(
-                    bundle,
-                    source,
-                    out,
-                    plan=plan,
-                    prune=prune,
-                    options={**options, **outputs, "frames": frames, "threads": threads, "backend": backend},
-                ),
-                "source": _source_json(video),
-                "frames": record.frames,
-                "interrupted": record.interrupted,
-                "fps": record.frames / record.seconds,
-                "stages_ms": stages_ms,
-                "objects": _objects_json(plan, record.frames),
-                "keep": kept / spec.tokens,
-                "memory_tokens": max(record.memory.rows, default=0),
-                "memory_share": max(record.memory.share, default=0.0),
-                "bytes_per_object": max(record.memory.bytes, default=0),
-                "per_frame": record.per_frame,
-            }
-            writer.finish(run)
-        except BaseException:
-            writer.abort()
-            raise
-    return run
+        actions = _checked_actions(plan, video, limit, separate or out is None)
+        tracker = loaded.tracker(prune=options.prune, **options.tracker)
+        sender = None if stream is None else OverlayStream(stream, size=video.size, fps=video.fps, live=video.live)
+        with closing(Watch(window=window, stream=sender, stream_alone=out is None and window is None)) as watch:
+            writer = None if out is None else RunWriter(out, size=video.size, fps=video.fps, **options.files)
+            try:
+                run = _Run(tracker, video, actions, timer, watch, writer)
+                log = run.track(lambda n: progress and progress(n, limit))
+                plan = combine([*plan, *run.drawn])
+                _check_all_reached(plan, video, log)
+                watch.close()
+                stages_ms = {**tracker.stages_ms(), **timer.summary()}
+                record = run_json(options, plan=plan, spec=loaded.spec, video=video, log=log, stages_ms=stages_ms, stream=watch.facts())
+                if writer is not None:
+                    record = amend(record, writer.masks) if amend else record
+                    writer.finish(record)
+            except BaseException:
+                if writer is not None:
+                    writer.abort()
+                raise
+    return record
 
 
-def _checked_actions(plan: Sequence[TimedPrompt], video: FrameSource, limit: int | None, separate: bool) -> Actions:
+def _checked_actions(plan: Sequence[TimedPrompt], video: FrameSource, limit: int | None, separate: bool) -> dict[int, list[Action]]:
     """The arguments of every tracker call, by frame, after checking them against the source."""
-    actions: dict[int, list[tuple[TimedPrompt, dict[str, Any]]]] = {}
+    actions: dict[int, list[Action]] = {}
     for p in plan:
         where = f"object {p.id} on frame {p.frame}"
         if limit is not None and p.frame >= limit:
@@ -213,41 +179,71 @@ def _checked_actions(plan: Sequence[TimedPrompt], video: FrameSource, limit: int
     return actions
 
 
-def _track(
-    tracker: Tracker, video: FrameSource, *, actions: Actions, writer: RunWriter, timer: StageTimer, progress: Callable[[int], object]
-) -> _Record:
-    record = _Record()
-    try:
-        while True:
-            start = perf_counter()
-            with timer.stage("decode"):
-                frame = next(video, None)
-            if frame is None:
-                return record
-            with _whole_frame(video.live):
-                result = _track_frame(tracker, frame, actions.get(record.frames, ()))
-                record.seconds += perf_counter() - start
-                with timer.stage("write"):
-                    writer.write(frame, result)
-                record.add(result)
-            progress(record.frames)
-    except KeyboardInterrupt:
-        if not video.live or not record.frames:
-            raise
-        record.interrupted = True
-        return record
+@dataclass(slots=True)
+class _Run:
+    """The loop over the frames of one source.
 
+    Attributes:
+        actions: what is said on each frame.
+        writer: files, or None.
+        drawn: prompts that came from the window.
+    """
 
-def _track_frame(tracker: Tracker, frame: Frame, actions: Sequence[tuple[TimedPrompt, dict[str, Any]]]) -> Result:
-    for prompt, _ in actions:
-        if prompt.remove:
-            tracker.remove(prompt.id)
-    result = tracker.step(frame)
-    for prompt, arguments in actions:
-        if not prompt.remove:
-            call = tracker.correct if prompt.id in tracker.ids else tracker.add
-            result = call(prompt.id, **arguments)
-    return result
+    tracker: Tracker
+    video: FrameSource
+    actions: Mapping[int, Sequence[Action]]
+    timer: StageTimer
+    watch: Watch
+    writer: RunWriter | None
+    drawn: list[TimedPrompt] = field(default_factory=list)
+
+    def track(self, progress: Callable[[int], object]) -> FrameLog:
+        """Every frame, until the source ends or the user ends a live one."""
+        log = FrameLog()
+        try:
+            while not log.interrupted:
+                start = perf_counter()
+                with self.timer.stage("decode"):
+                    frame = next(self.video, None)
+                if frame is None:
+                    break
+                if not log.frames and not self.video.live and not self.actions:
+                    self.watch.hold(frame)
+                    start = perf_counter()
+                with _whole_frame(self.video.live):
+                    result = self._track_frame(frame, log.frames)
+                    log.seconds += perf_counter() - start
+                    with self.timer.stage("write"):
+                        self._hand_out(frame, result)
+                    log.add(result)
+                progress(log.frames)
+                log.interrupted = self.watch.closed
+        except KeyboardInterrupt:
+            if not self.video.live or not log.frames:
+                raise
+            log.interrupted = True
+        return log
+
+    def _track_frame(self, frame: Frame, number: int) -> Result:
+        planned = self.actions.get(number, ())
+        drawn = self.watch.prompts(number, [p.id for p in self.drawn] + [p.id for actions in self.actions.values() for p, _ in actions])
+        self.drawn += drawn
+        for prompt, _ in planned:
+            if prompt.remove:
+                self.tracker.remove(prompt.id)
+        result = self.tracker.step(frame)
+        for prompt, arguments in (*planned, *((p, {"box": p.box}) for p in drawn)):
+            if not prompt.remove:
+                call = self.tracker.correct if prompt.id in self.tracker.ids else self.tracker.add
+                result = call(prompt.id, **arguments)
+        return result
+
+    def _hand_out(self, frame: Frame, result: Result) -> None:
+        picture = draw_overlay(frame, result) if self.watch.wants_pictures else None
+        if self.writer is not None:
+            self.writer.write(frame, result, picture=picture)
+        if picture is not None:
+            self.watch.show(picture)
 
 
 @contextmanager
@@ -267,75 +263,8 @@ def _whole_frame(live: bool) -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _check_all_reached(plan: Sequence[TimedPrompt], video: FrameSource, record: _Record) -> None:
-    late = [p for p in plan if p.frame >= record.frames]
-    if late and not record.interrupted:
+def _check_all_reached(plan: Sequence[TimedPrompt], video: FrameSource, log: FrameLog) -> None:
+    late = [p for p in plan if p.frame >= log.frames]
+    if late and not log.interrupted:
         got = f"a prompt for object {late[0].id} on frame {late[0].frame}"
-        raise PromptError(expected(f"prompts on the {record.frames} frames that {video.source} had", got, "Prompt a frame that exists"))
-
-
-def _objects_json(plan: Sequence[TimedPrompt], frames: int) -> list[dict[str, Any]]:
-    """When each object came and went, in the order they came; one that came back has two entries."""
-    objects: list[dict[str, Any]] = []
-    tracked: dict[int, dict[str, Any]] = {}
-    for p in plan:
-        if p.frame >= frames:
-            break
-        if p.remove:
-            tracked.pop(p.id)["removed_frame"] = p.frame
-        elif p.id not in tracked:
-            tracked[p.id] = {"id": p.id, "added_frame": p.frame, "removed_frame": None}
-            objects.append(tracked[p.id])
-    return objects
-
-
-def _source_json(video: FrameSource) -> dict[str, Any]:
-    return {
-        "name": video.source,
-        "size": list(video.size),
-        "fps": video.fps,
-        "frame_count": video.frame_count,
-        "live": video.live,
-        "dropped": video.dropped,
-        "drop_policy": LIVE_DROPS if video.live else NO_DROPS,
-    }
-
-
-def _prune_json(prune: Prune) -> dict[str, Any]:
-    return {
-        "policy": prune.policy.value,
-        "keep": prune.keep,
-        "tokens": prune.tokens,
-        "protect": [p.value for p in prune.protect],
-        "seed": prune.seed,
-        "buckets": list(prune.buckets),
-    }
-
-
-def _command(bundle: Path, source: str, out: Path, *, plan: Sequence[TimedPrompt], prune: Prune, options: Mapping[str, Any]) -> str | None:
-    """The command line that repeats the run; None when `prune` has buckets that no option can name."""
-    if prune.buckets != KEEP_BUCKETS:
-        return None
-    values = {
-        "--backend": options["backend"].value,
-        "--threads": options["threads"],
-        "--frames": options["frames"],
-        "--prune": prune.policy.value,
-        "--keep": prune.keep,
-        "--tokens": prune.tokens,
-        "--protect": ",".join(p.value for p in prune.protect) or "none",
-        "--seed": prune.seed,
-        "--max-prompt-frames": options["max_prompt_frames"],
-        "--fill-holes": options["fill_hole_area"],
-        "--memory-budget": options["memory_budget_mb"],
-    }
-    flags = {
-        "--corrections-as-prompts": options["corrections_as_prompts"],
-        "--separate": options["separate"],
-        "--rle": options["rle"],
-        "--no-overlay": not options["overlay"],
-    }
-    args = ["fastsam2", "run", str(bundle), "--video", source, "--out", str(out)]
-    args += [arg for prompt in plan for arg in prompt.to_args()]
-    args += [arg for option, value in values.items() if value is not None for arg in (option, str(value))]
-    return shlex.join(args + [flag for flag, on in flags.items() if on])
+        raise PromptError(expected(f"prompts on the {log.frames} frames that {video.source} had", got, "Prompt a frame that exists"))

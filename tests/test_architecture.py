@@ -18,7 +18,7 @@ MAY_IMPORT = {"export": (), "engines": (), "runtime": ("kernels",), "kernels": (
 EXPORTER_ONLY = ("torch", "sam2", "onnx")
 AGAINST_OFFICIAL = ("benchmarks/against_official.py",)  # runs the official predictor
 # Entry points above the folders; the rest of fastsam2/ is the shared ground.
-ENTRY_POINTS = ("__init__.py", "__main__.py", "cli.py", "doctor.py")
+ENTRY_POINTS = ("__init__.py", "__main__.py", "bundle_cache.py", "cli.py", "cli_show.py", "demo.py", "doctor.py", "video_predictor.py")
 IMPORTING = re.compile(r"\b(import_module|__import__)$")
 MAX_LINES = 450
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import fastsam2
-from fastsam2 import doctor
+from fastsam2 import builtin, doctor
 from fastsam2.bundle import FileEntry, GraphEntry, Manifest, Origin, TensorEntry, write_manifest
 from fastsam2.cli import main
 from fastsam2.config import Prune
@@ -37,11 +37,11 @@ def _call(*args: str) -> int:
 
 
 @pytest.fixture
-def run_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, dict[str, Any]]]:
+def run_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     """Calls of `run_video`, which reports two frames and does nothing."""
-    calls: list[tuple[Path, dict[str, Any]]] = []
+    calls: list[tuple[str, dict[str, Any]]] = []
 
-    def run(bundle: Path, **options: Any) -> dict[str, Any]:
+    def run(bundle: str, **options: Any) -> dict[str, Any]:
         calls.append((bundle, options))
         if options["progress"] is not None:
             options["progress"](1, 2)
@@ -100,13 +100,13 @@ def bundle(tmp_path: Path) -> Path:
 def test_run_defaults_are_those_of_the_library(run_calls: list[Any]) -> None:
     assert _call(*RUN, "--point", "3,4") == 0
     path, options = run_calls[0]
-    assert path == Path("bundle") and options.pop("source") == "v.mp4" and options.pop("out") == Path("out")
+    assert path == "bundle" and options.pop("source") == "v.mp4" and options.pop("out") == Path("out")
     assert options.pop("prompts") == [TimedPrompt(id=1, points=((3, 4),), labels=(1,))]
     assert options.pop("prune") == Prune()
     assert options.pop("progress") is not None
     parameters = inspect.signature(run_video).parameters
     assert options == {name: parameters[name].default for name in options}
-    assert set(options) == set(parameters) - {"bundle", "source", "out", "prompts", "prune", "progress"}
+    assert set(options) == set(parameters) - {"bundle", "source", "out", "prompts", "prune", "progress", "amend"}
 
 
 def test_run_options(run_calls: list[Any], tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_run_options(run_calls: list[Any], tmp_path: Path) -> None:
         "--memory-budget",
         "700",
     ]
-    flags = ["--corrections-as-prompts", "--separate", "--rle", "--no-overlay", "--quiet"]
+    flags = ["--corrections-as-prompts", "--separate", "--rle", "--no-overlay", "--stream", "udp://127.0.0.1:5000", "--quiet"]
     assert _call(*RUN, *prompts, "--prompts", str(tmp_path / "p.json"), *prune, *numbers, *flags) == 0
     assert run_calls[0][1] == {
         "source": "v.mp4",
@@ -150,6 +150,8 @@ def test_run_options(run_calls: list[Any], tmp_path: Path) -> None:
         "overlay": False,
         "backend": BackendName.ONNXRUNTIME,
         "threads": 1,
+        "window": None,
+        "stream": "udp://127.0.0.1:5000",
         "progress": None,
     }
 
@@ -180,14 +182,21 @@ def test_run_reports_on_stderr_unless_quiet(run_calls: list[Any], capsys: pytest
         ([*RUN, "--box", "1,2,3"], "--box [ID:]x0,y0,x1,y1[@FRAME], got '1,2,3'"),
         ([*RUN, "--prompts", "none.json"], "readable prompts file none.json"),
         (RUN, "at least one prompt"),
-        ([*RUN, "--point", "3,4"], "a bundle folder, got bundle"),
-        (["inspect", "none"], "a bundle folder, got none"),
+        ([*RUN, "--point", "3,4"], "a built-in bundle of ['nano'], got bundle"),
+        ([*RUN[:-2], "--point", "3,4"], "--out, --show or --stream, got none"),
+        ([*RUN[:-2], "--stream", "a.mkv", "--rle", "--point", "3,4"], "--out with --separate or --rle"),
+        (["inspect", "none"], "a built-in bundle of ['nano'], got none"),
+        (["inspect", "./none"], "a bundle folder, got none"),
+        (["score", "none", "none"], "a folder of masks, got none"),
+        (["score", "none", "none", "--prompted", "2"], "--prompted ID@FRAME"),
+        (["demo", "--sample", "none"], "a built-in sample of ['hard_000'], got none"),
     ],
 )
 def test_callers_mistakes_are_one_line_and_exit_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], args: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(builtin, "_folders", lambda home: ("nano",) if home == builtin.MODELS else ("hard_000",))
     assert _call(*args) == 2
     out, err = capsys.readouterr()
     assert err.startswith("error: expected ") and message in err and err.count("\n") == 1 and out == ""

@@ -227,7 +227,7 @@ def test_command_repeats_the_run(folder: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(run_module, "load", lambda *args, **options: loads.append((args, options)) or Bundle())
     with pytest.raises(SystemExit, match="0"):
         main(args)
-    assert program == "fastsam2" and loads == [((BUNDLE,), {"backend": "onnxruntime", "threads": 2})]
+    assert program == "fastsam2" and loads == [(("./bundle dir",), {"backend": "onnxruntime", "threads": 2})]
     again = json.loads((tmp_path / "an out" / "run.json").read_text())
     assert {key: again[key] for key in ("config", "command", "objects", "per_frame")} == {
         key: record[key] for key in ("config", "command", "objects", "per_frame")

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from fastsam2.benchmarks.score import Frames, Score, boundary_f, jaccard, score_folders, score_masks, score_sequence
+from fastsam2.benchmarks.score import Score, boundary_f, jaccard, parse_prompted, score_folders, score_masks, score_sequence
+from fastsam2.enums import ScoredFrames
 from fastsam2.errors import ScoreError
 from fastsam2.runtime.overlay import PALETTE
 
@@ -112,7 +113,7 @@ def test_which_frames_are_scored() -> None:
     score = score_masks(predicted, truth)
     assert [(o.id, o.prompted, o.frames, o.j, o.f) for o in score.objects] == [(1, 0, 4, 75, 75), (2, 2, 2, 100, 100)]
     assert (score.j, score.f, score.j_and_f) == (87.5, 87.5, 87.5)
-    score = score_masks(predicted, truth, frames=Frames.DAVIS)
+    score = score_masks(predicted, truth, scored=ScoredFrames.DAVIS)
     assert [(o.id, o.frames, o.j) for o in score.objects] == [(1, 3, 100), (2, 1, 100)]
     score = score_masks(predicted, truth, prompted={1: 3, 2: 1})
     assert [(o.id, o.prompted, o.frames, o.j) for o in score.objects] == [(1, 3, 1, 0), (2, 1, 3, pytest.approx(200 / 3))]
@@ -245,6 +246,13 @@ def test_missing_folder_and_strange_prompts(tmp_path: Path) -> None:
         score_folders(tmp_path / "none", truth)
     with pytest.raises(ScoreError, match="one of object 9"):
         score_folders(truth, truth, prompted={9: 1})
+
+
+def test_prompt_frames_as_texts() -> None:
+    assert parse_prompted(["2@14", "1@0"]) == {2: 14, 1: 0}
+    for texts in (["2"], ["2@x"], ["2@1", "2@3"]):
+        with pytest.raises(ScoreError, match="--prompted ID@FRAME"):
+            parse_prompted(texts)
 
 
 @pytest.mark.serial
