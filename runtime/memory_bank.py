@@ -1,8 +1,8 @@
-"""What is held of one object: memory rows of a bounded number of frames in bfloat16, and object pointers.
+"""What is held of one object: memory rows of frames in bfloat16, and object pointers.
 
-A frame's rows are written dense when the next frame arrives, compacted when the frame is no longer the newest, dropped when no later step
-can read them; its pointer lives a little longer. The official predictor holds rows in bfloat16 too, so rounding on write is part of parity
-(facebookresearch/sam2 @2b90b9f `SAM2VideoPredictor._run_single_frame_inference`).
+In a stream a frame's rows are written dense when the next frame arrives, compacted when the frame is no longer the newest, dropped when no
+later step can read them; its pointer lives a little longer. Of a finished clip every frame is kept. The official predictor holds rows in
+bfloat16 too, so rounding on write is part of parity (facebookresearch/sam2 @2b90b9f `SAM2VideoPredictor._run_single_frame_inference`).
 """
 
 from __future__ import annotations
@@ -48,8 +48,70 @@ class FrameMemory:
         return held if self.rows is None else held + self.rows.nbytes + self.position.nbytes
 
 
-class ObjectMemory:
-    """The bounded memory of one object.
+class Memory:
+    """What is held of one object, and what a step reads of it.
+
+    Args:
+        spec: model sizes.
+
+    Attributes:
+        frames: by index, in the order they were written.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.frames: dict[int, FrameMemory] = {}
+        self._grid = np.arange(spec.tokens, dtype=np.int32)
+
+    def selection(self, frame: int, *, max_prompt_frames: int, reverse: bool = False, num_frames: int | None = None) -> Selection:
+        """What a step at `frame` reads; arguments as in `select`."""
+        return select(
+            frame,
+            [t for t, m in self.frames.items() if m.prompt],
+            [t for t, m in self.frames.items() if not m.prompt],
+            num_maskmem=self.spec.num_maskmem,
+            max_pointers=self.spec.max_object_pointers,
+            max_prompt_frames=max_prompt_frames,
+            signed_offsets=self.spec.signed_pointer_offsets,
+            reverse=reverse,
+            num_frames=num_frames,
+        )
+
+    def counts(self, selection: Selection) -> tuple[int, int]:
+        """Memory rows M and pointers P of a selection; objects with equal counts run as one batch."""
+        return sum(len(self.frames[t].position) for t, _ in selection.rows), len(selection.pointers)
+
+    @property
+    def rows_held(self) -> int:
+        """Spatial rows held."""
+        return sum(len(m.position) for m in self.frames.values() if m.rows is not None)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(m.nbytes for m in self.frames.values())
+
+
+class ClipMemory(Memory):
+    """The memory of one object on every frame of a finished clip: nothing is dropped, so that tracking may run in any direction."""
+
+    def write(self, frame: int, rows: Float, pointer: Float, *, prompt: bool) -> None:
+        """Store a frame in place of what was held of it; a prompt frame comes last in the order.
+
+        Args:
+            frame: its index.
+            rows: float32 [N, D] as memory_encoder gives them.
+            pointer: float32 [C].
+            prompt: whether the frame counts as a prompt frame.
+        """
+        held = self.frames.get(frame)
+        if held is not None and prompt and not held.prompt:
+            del self.frames[frame]
+        self.frames[frame] = FrameMemory(pointer, prompt, to_bfloat16(rows), self._grid, None)
+
+
+class ObjectMemory(Memory):
+    """The bounded memory of one object in a stream.
 
     Args:
         spec: model sizes.
@@ -58,9 +120,8 @@ class ObjectMemory:
     """
 
     def __init__(self, spec: ModelSpec, pruner: Pruner, *, max_prompt_frames: int) -> None:
-        self.spec, self.pruner, self.max_prompt_frames = spec, pruner, max_prompt_frames
-        self.frames: dict[int, FrameMemory] = {}
-        self._grid = np.arange(spec.tokens, dtype=np.int32)
+        super().__init__(spec)
+        self.pruner, self.max_prompt_frames = pruner, max_prompt_frames
 
     def write(self, frame: int, rows: Float, pointer: Float, *, prompt: bool, scores: Float | None) -> None:
         """Store the newest frame; earlier frames are compacted, demoted and dropped. Writing the same frame again replaces it.
@@ -94,29 +155,7 @@ class ObjectMemory:
 
     def select(self, frame: int) -> Selection:
         """What a step at `frame` reads."""
-        return select(
-            frame,
-            [t for t, m in self.frames.items() if m.prompt],
-            [t for t, m in self.frames.items() if not m.prompt],
-            num_maskmem=self.spec.num_maskmem,
-            max_pointers=self.spec.max_object_pointers,
-            max_prompt_frames=self.max_prompt_frames,
-            signed_offsets=self.spec.signed_pointer_offsets,
-        )
-
-    def counts(self, selection: Selection) -> tuple[int, int]:
-        """Memory rows M and pointers P of a selection; objects with equal counts run as one batch."""
-        return sum(len(self.frames[t].position) for t, _ in selection.rows), len(selection.pointers)
-
-    @property
-    def rows_held(self) -> int:
-        """Spatial rows held."""
-        return sum(len(m.position) for m in self.frames.values() if m.rows is not None)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(m.nbytes for m in self.frames.values())
+        return self.selection(frame, max_prompt_frames=self.max_prompt_frames)
 
 
 class BatchBuffers:
@@ -130,7 +169,7 @@ class BatchBuffers:
         self.spec = spec
         self._flat: dict[str, Array] = {}
 
-    def assemble(self, memories: Sequence[ObjectMemory], selections: Sequence[Selection]) -> dict[str, Array]:
+    def assemble(self, memories: Sequence[Memory], selections: Sequence[Selection]) -> dict[str, Array]:
         """Inputs memory, position, age, pointers, pointer_offset of `contracts.GRAPHS[MEMORY_ATTENTION]`.
 
         Args:
@@ -149,7 +188,6 @@ class BatchBuffers:
             "pointers": self._buffer("pointers", (batch, count, self.spec.hidden_dim), np.float32),
             "pointer_offset": self._buffer("pointer_offset", (batch, count), np.float32),
         }
-        scale = np.float32(self.spec.max_object_pointers - 1)
         for b, (memory, selection) in enumerate(zip(memories, selections, strict=True)):
             start = 0
             for t, age in selection.rows:
@@ -162,7 +200,7 @@ class BatchBuffers:
                 start = end
             for p, (t, offset) in enumerate(selection.pointers):
                 inputs["pointers"][b, p] = memory.frames[t].pointer
-                inputs["pointer_offset"][b, p] = np.float32(offset) / scale
+                inputs["pointer_offset"][b, p] = np.float32(offset) / np.float32(selection.pointer_span)
         return inputs
 
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> Array:

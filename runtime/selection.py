@@ -19,10 +19,12 @@ class Selection:
     Attributes:
         rows: (frame, age row) whose memory rows are read, prompt frames first, then the oldest frame to the newest.
         pointers: (frame, offset in frames) whose object pointers are read, prompt frames first, then the newest frame to the oldest.
+        pointer_span: frames that an encoded offset of 1 stands for.
     """
 
     rows: tuple[tuple[int, int], ...]
     pointers: tuple[tuple[int, int], ...]
+    pointer_span: int
 
 
 def closest_prompt_frames(frame: int, prompt_frames: Collection[int], limit: int) -> list[int]:
@@ -59,12 +61,14 @@ def select(
         prompt_frames: frames whose memory counts as a prompt (official conditioning frames), in the order they were prompted.
         other_frames: frames with ordinary memory.
         num_maskmem: official `num_maskmem`; the last num_maskmem - 1 frames are read by frame index.
-        max_pointers: most object pointers of ordinary frames plus one, official `min(num_frames, max_obj_ptrs_in_encoder)`.
+        max_pointers: most object pointers of ordinary frames plus one, official `max_obj_ptrs_in_encoder`; a shorter clip lowers it.
         max_prompt_frames: official `max_cond_frames_in_attn`.
         signed_offsets: official `use_signed_tpos_enc_to_obj_ptrs`.
         reverse: track backwards in time.
         num_frames: length of the clip where it is known.
     """
+    if num_frames is not None:
+        max_pointers = min(num_frames, max_pointers)
     selected = closest_prompt_frames(frame, prompt_frames, max_prompt_frames)
     ordinary = set(other_frames) | (set(prompt_frames) - set(selected))
     direction = 1 if reverse else -1
@@ -82,4 +86,4 @@ def select(
             break
         if t in ordinary:
             offsets.append((t, back))
-    return Selection(tuple(rows), tuple(offsets))
+    return Selection(tuple(rows), tuple(offsets), max(max_pointers - 1, 1))  # a clip of one frame has offsets 0 only

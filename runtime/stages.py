@@ -5,18 +5,18 @@ Objects are batched; a batch larger than the memory budget allows is run in chun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from fastsam2.config import ModelSpec
-from fastsam2.contracts import LABEL_PADDING
+from fastsam2.contracts import LABEL_PADDING, MASK_LOGIT_CLAMP
 from fastsam2.enums import GraphRole
 from fastsam2.errors import PromptError, expected
 from fastsam2.runtime.backends.protocol import Array, Backend, Float
-from fastsam2.runtime.memory_bank import BatchBuffers, ObjectMemory
+from fastsam2.runtime.memory_bank import BatchBuffers, Memory
 from fastsam2.runtime.selection import Selection
 from fastsam2.runtime.timing import StageTimer
 
@@ -91,7 +91,7 @@ class Stages:
         """Features of a frame, from uint8 [1, 3, S, S]."""
         return Features(**self._run(GraphRole.IMAGE_ENCODER, {"pixels": pixels}))
 
-    def condition(self, features: Features, memories: Sequence[ObjectMemory], selections: Sequence[Selection]) -> Float:
+    def condition(self, features: Features, memories: Sequence[Memory], selections: Sequence[Selection]) -> Float:
         """Tokens conditioned on the memory of each object, float32 [B, N, C]. All objects must have equal counts."""
         rows, _ = memories[0].counts(selections[0])
         parts = []
@@ -143,6 +143,55 @@ class Stages:
             out = self._run(GraphRole.MASK_DECODER, inputs)
             parts.append((out["low_res_logits"][:, 0], out["iou"], out["pointer"], out["object_score"]))
         return Decoded(*(_join(list(column)) for column in zip(*parts, strict=True)))
+
+    def track(
+        self, features: Features, memories: Sequence[Memory], selections: Sequence[Selection]
+    ) -> Iterator[tuple[list[int], Float, Decoded]]:
+        """Masks of B objects on a frame without prompts, in batches of objects with equally long histories.
+
+        Yields:
+            which of the objects, n of them; their conditioned tokens, float32 [n, N, C]; their masks.
+        """
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, (memory, selection) in enumerate(zip(memories, selections, strict=True)):
+            groups.setdefault(memory.counts(selection), []).append(index)
+        for members in groups.values():
+            conditioned = self.condition(features, [memories[i] for i in members], [selections[i] for i in members])
+            yield members, conditioned, self.decode(features, conditioned, multimask=self._multimask(0, first_frame=False))
+
+    def answer(
+        self,
+        features: Features,
+        points: Float,
+        labels: npt.NDArray[np.int32],
+        *,
+        conditioned: Float | None,
+        previous_logits: Float | None,
+    ) -> Decoded:
+        """Mask of one object that is prompted with points.
+
+        Args:
+            features: of the frame.
+            points: float32 [1, n, 2] in model pixels.
+            labels: int32 [1, n].
+            conditioned: float32 [1, N, C]; None where nothing is remembered of the object yet.
+            previous_logits: float32 [L, L], what was said of the object on this frame before, or None.
+        """
+        first = conditioned is None
+        return self.decode(
+            features,
+            features.tokens if conditioned is None else conditioned,
+            multimask=self._multimask(labels.shape[1], first_frame=first),
+            first_frame=first,
+            points=points,
+            labels=labels,
+            previous_logits=None if previous_logits is None else np.clip(previous_logits, -MASK_LOGIT_CLAMP, MASK_LOGIT_CLAMP)[None],
+        )
+
+    def _multimask(self, points: int, *, first_frame: bool) -> bool:
+        """Official `SAM2Base._use_multimask`."""
+        in_range = self.spec.multimask_min_points <= points <= self.spec.multimask_max_points
+        return in_range and (first_frame or self.spec.multimask_for_tracking)
 
     def adopt_mask(self, features: Features, mask: Float) -> Decoded:
         """A given mask, float32 [B, S, S] of 0 and 1, becomes the output; its predicted IoU is 1."""

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsam2.config import ModelSpec, Prune
-from fastsam2.contracts import MASK_LOGIT_CLAMP
 from fastsam2.errors import PromptError, expected
 from fastsam2.runtime.backends.protocol import Backend, Float
 from fastsam2.runtime.memory_bank import ObjectMemory
@@ -249,8 +248,7 @@ class Tracker:
         """Outcome of a prompt on the newest frame; `previous` is the object's outcome on it, None for a new object."""
         features = self._newest_features()
         conditioned = previous.conditioned if previous is not None else None
-        first = conditioned is None
-        as_prompt = first or self.corrections_as_prompts or (previous is not None and previous.as_prompt)
+        as_prompt = conditioned is None or self.corrections_as_prompts or (previous is not None and previous.as_prompt)
         if prompt.mask is not None:
             decoded = self._stages.adopt_mask(features, mask_to_input(prompt.mask, self.spec.image_size)[None])
             return self._outcome(decoded, 0, prompted=True, as_prompt=as_prompt, conditioned=conditioned)
@@ -259,21 +257,10 @@ class Tracker:
         if append and previous is not None and previous.points is not None and previous.labels is not None:
             points = np.concatenate([previous.points, points], axis=1)
             labels = np.concatenate([previous.labels, labels], axis=1)
-        decoded = self._stages.decode(
-            features,
-            features.tokens if conditioned is None else conditioned,
-            multimask=self._multimask(labels.shape[1], first=first),
-            first_frame=first,
-            points=points,
-            labels=labels,
-            previous_logits=None if previous is None else np.clip(previous.logits, -MASK_LOGIT_CLAMP, MASK_LOGIT_CLAMP)[None],
+        decoded = self._stages.answer(
+            features, points, labels, conditioned=conditioned, previous_logits=None if previous is None else previous.logits
         )
         return self._outcome(decoded, 0, prompted=True, as_prompt=as_prompt, conditioned=conditioned, points=points, labels=labels)
-
-    def _multimask(self, points: int, *, first: bool) -> bool:
-        """Official `SAM2Base._use_multimask`."""
-        in_range = self.spec.multimask_min_points <= points <= self.spec.multimask_max_points
-        return in_range and (first or self.spec.multimask_for_tracking)
 
     def _newest_features(self) -> Features:
         if self._features is None:
@@ -297,17 +284,13 @@ class Tracker:
             known.memory.write(self._frame, own_rows, known.newest.pointer, prompt=known.newest.as_prompt, scores=scores)
 
     def _track(self, index: int, features: Features) -> dict[int, _Outcome]:
-        """Outcomes of all objects on a new frame, batched over objects with equally long histories."""
-        selections = {i: o.memory.select(index) for i, o in self._objects.items()}
-        groups: dict[tuple[int, int], list[int]] = {}
-        for object_id, known in self._objects.items():
-            groups.setdefault(known.memory.counts(selections[object_id]), []).append(object_id)
+        """Outcomes of all objects on a new frame."""
+        ids, memories = list(self._objects), [o.memory for o in self._objects.values()]
         outcomes: dict[int, _Outcome] = {}
-        for ids in groups.values():
-            conditioned = self._stages.condition(features, [self._objects[i].memory for i in ids], [selections[i] for i in ids])
-            decoded = self._stages.decode(features, conditioned, multimask=self._multimask(0, first=False))
-            for row, object_id in enumerate(ids):
-                outcomes[object_id] = self._outcome(decoded, row, prompted=False, as_prompt=False, conditioned=conditioned[row : row + 1])
+        for members, conditioned, decoded in self._stages.track(features, memories, [m.select(index) for m in memories]):
+            for row, member in enumerate(members):
+                own = conditioned[row : row + 1]
+                outcomes[ids[member]] = self._outcome(decoded, row, prompted=False, as_prompt=False, conditioned=own)
         return outcomes
 
     def _outcome(

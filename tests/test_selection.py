@@ -48,3 +48,13 @@ def test_reverse_mirrors_time() -> None:
     backward = select(29, [37], [30, 31, 34], num_frames=40, reverse=True, **SIZES)
     assert [(39 - t, age) for t, age in backward.rows] == list(forward.rows)
     assert [(39 - t, offset) for t, offset in backward.pointers] == list(forward.pointers)
+
+
+def test_a_clip_shorter_than_the_pointers_lowers_their_number_and_their_divisor() -> None:
+    assert select(20, [0], range(1, 20), **SIZES).pointer_span == 15
+    assert select(20, [0], range(1, 20), num_frames=40, **SIZES).pointer_span == 15
+    short = select(11, [0], range(1, 11), num_frames=12, **SIZES)
+    assert short.pointer_span == 11
+    assert [t for t, _ in short.pointers] == [0, *range(10, 0, -1)]
+    assert select(3, [0], range(1, 3), num_frames=4, **SIZES).pointers == ((0, 3), (2, 1), (1, 2))
+    assert select(0, [0], [], num_frames=1, **SIZES).pointer_span == 1
