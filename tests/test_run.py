@@ -93,7 +93,7 @@ def folder(tmp_path: Path) -> Path:
     return frames
 
 
-def _run(bundle: Bundle, source: Path, out: Path, prompts: list[TimedPrompt], **options: Any) -> dict[str, Any]:
+def _run(bundle: Bundle, source: Path, out: Path | None, prompts: list[TimedPrompt], **options: Any) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "load", lambda *_, **__: bundle)
         return run_video(BUNDLE, source=str(source), out=out, prompts=prompts, **options)
