@@ -117,13 +117,13 @@ def nearest_colour(clip: HeldOutClip) -> Masks:
         last = inside
         for t, frame in enumerate(clip.frames):
             likely = (of_object > of_rest)[_codes(frame)].astype(np.uint8)
-            likely = cv2.morphologyEx(likely, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-            _, pieces = cv2.connectedComponents(likely)
+            opened = cv2.morphologyEx(likely, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+            _, pieces = cv2.connectedComponents(opened)
             overlap = np.bincount(pieces[last & (pieces > 0)], minlength=1)
             if overlap.any():
                 last = pieces == int(overlap.argmax())
                 out[row, t] = last
-            elif likely.any():
+            elif opened.any():
                 sizes = np.bincount(pieces[pieces > 0])
                 last = pieces == int(sizes.argmax())
                 out[row, t] = last

@@ -1,7 +1,7 @@
 """Held-out clips. Their seeds were fixed before any training and never take part in it.
 
-Training scenes have seeds that begin with `clips.TRAINING_SEED` (0); these begin with 1001 (plain), 1002 (hard) and 1003 (long). They use no
-real silhouettes, so everybody can draw them.
+Training scenes have seeds that begin with `clips.TRAINING_SEED` (0); these begin with 1001 (plain), 1002 (hard) and 1003 (long). They use
+no real silhouettes, so everybody can draw them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Train nano: `python -m fastsam2.training.nano` (in a clone also `python -m training.nano`).
 
-One command: procedural data, training in stages of growing size and length, evaluation on held-out clips, a bundle. Interrupt it at any time:
-the next call goes on from the last save. On a machine without a GPU, `--processes 2` uses two cores better than two threads of one process.
+One command: procedural data, training in stages of growing size and length, a bundle, its scores on held-out clips. Interrupt it at any
+time: the next call goes on from the last save. On a CPU, `--processes 2` uses two cores better than two threads of one process.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from fastsam2.training.clips import Batch, Batches, BatchShape
 from fastsam2.training.model import TrainableSam2, build_model
@@ -138,6 +137,7 @@ class Trainer:
         self.plan, self.folder, self.seed, self.device = plan, folder, seed, device
         self.rank, self.processes, self.workers = rank, processes, workers
         self.silhouettes = available_silhouettes()
+        self.parent = os.getppid()
         torch.manual_seed(seed)
         self.size = plan[0].shape.size
         self.model = build_model(self.size).to(device)
@@ -170,6 +170,8 @@ class Trainer:
                 if now - saved > _SAVE_SECONDS:
                     self._save()
                     saved = now
+                if os.getppid() != self.parent:
+                    sys.exit("the process that started this one is gone")
             self.progress.stage, self.progress.step = self.progress.stage + 1, 0
             self._save()
         self.model.load_state_dict(self.average.values)
@@ -182,7 +184,7 @@ class Trainer:
         if not self.workers:
             yield from (source[step] for step in todo)
             return
-        loader = torch.utils.data.DataLoader(
+        loader: Iterable[Batch] = torch.utils.data.DataLoader(
             source,  # type: ignore[arg-type]
             batch_size=None,
             sampler=todo,
@@ -236,14 +238,17 @@ class Trainer:
     def _save(self) -> None:
         if self.rank:
             return
-        save(self.folder / "last.pt", {
-            "model": self.model.state_dict(),
-            "average": self.average.values,
-            "count": self.average.count,
-            "optimizer": self.optimizer.state_dict(),
-            "progress": asdict(self.progress),
-            "size": self.size,
-        })
+        save(
+            self.folder / "last.pt",
+            {
+                "model": self.model.state_dict(),
+                "average": self.average.values,
+                "count": self.average.count,
+                "optimizer": self.optimizer.state_dict(),
+                "progress": asdict(self.progress),
+                "size": self.size,
+            },
+        )
         save(self.folder / "average.pt", {"model": self.average.values})
 
     def _resume(self) -> None:
@@ -321,6 +326,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1, help="training processes; each takes its own share of the data")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process")
     parser.add_argument("--workers", type=int, default=0, help="data-loading processes")
+    parser.add_argument("--no-official", action="store_true", help="do not score the official predictor with the same weights")
+    parser.add_argument("--finish", action="store_true", help="train no further: write bundle and scores of what there is")
     parser.add_argument("--initial", type=Path, help="weights to start from")
     return parser.parse_args(argv)
 
@@ -329,11 +336,27 @@ def main(argv: list[str] | None = None) -> None:
     """Train."""
     args = parse(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.processes > 1:
+    if args.finish:
+        pass
+    elif args.processes > 1:
         (args.out / ".rendezvous").unlink(missing_ok=True)
-        mp.spawn(_process, (args, torch.device(args.device)), nprocs=args.processes)
+        spawn(_process, (args, torch.device(args.device)), nprocs=args.processes)
     else:
         _process(0, args, torch.device(args.device))
+    finish(args)
+
+
+def finish(args: argparse.Namespace) -> None:
+    """Write checkpoint and bundle of the averaged weights, and score them."""
+    from fastsam2.training.finish import export, machine, score, write_weights
+
+    weights = write_weights(args.out / "average.pt", args.out / "nano.pt")
+    bundle = export(weights, args.out / "bundle")
+    progress = torch.load(args.out / "last.pt", map_location="cpu", weights_only=True)["progress"]
+    record = {"plan": args.plan, "seed": args.seed, "progress": progress, "machine": machine(), "silhouettes": len(available_silhouettes())}
+    record["sets"] = score(weights, bundle, official=not args.no_official, say=lambda line: print(line, file=sys.stderr, flush=True))
+    (args.out / "scores.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(f"{args.out}: nano.pt, bundle/, scores.json", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def roll(model: TrainableSam2, batch: Batch, *, device: torch.device, teach_pres
         device: where the model is.
         teach_presence: gate masks by the truth about who is in the frame instead of the model's score.
     """
-    clips, length = batch.frames.shape[:2]
+    length = batch.frames.shape[1]
     frames = torch.from_numpy(batch.frames).to(device, non_blocking=True)
     truth = torch.from_numpy(batch.masks).to(device, non_blocking=True).float()
     clip = torch.from_numpy(batch.clip).to(device)

@@ -188,9 +188,7 @@ class _Camera:
         dx = self.pan[0] * math.sin(self.rate[0] * t + self.phase[0]) + self.shake * jitter[0]
         dy = self.pan[1] * math.sin(self.rate[1] * t + self.phase[1]) + self.shake * jitter[1]
         mx, my = width / s / 2, height / s / 2
-        return np.array(
-            [[c, -n, width / 2 + dx * s - c * mx + n * my], [n, c, height / 2 + dy * s - n * mx - c * my]], np.float32
-        )
+        return np.array([[c, -n, width / 2 + dx * s - c * mx + n * my], [n, c, height / 2 + dy * s - n * mx - c * my]], np.float32)
 
 
 def _compose(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -275,9 +273,7 @@ class Scene:
         s = min(self._background.shape[:2]) / _MARGIN
         half = (_MARGIN - 1) / 2
         to_world = np.array([[1 / s, 0, -half * self._extent[0]], [0, 1 / s, -half * self._extent[1]]], np.float32)
-        image = cv2.warpAffine(
-            self._background, _compose(camera, to_world), (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
-        )
+        image = _warp(self._background, _compose(camera, to_world), width, height)
         ids = np.zeros((height, width), np.uint8)
         for index in self._depth:
             self._draw(image, ids, self.actors[index], t, camera, int(index) + 1)
@@ -330,7 +326,7 @@ class Scene:
         unit = np.array([[2.6 / side, 0, -1.3], [0, 2.6 / side, -1.3]], np.float32)  # patch pixels to object units
         warp = _compose(m, unit)
         warp[:, 2] -= low
-        texture = cv2.warpAffine(actor.patch, warp, (w, h), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+        texture = _warp(actor.patch, warp, w, h)
         alpha = cover[..., None].astype(np.float32) / 255
         image[region] = np.round(image[region] + (texture.astype(np.float32) - image[region]) * alpha).astype(np.uint8)
         ids[region][cover > 127] = value
@@ -349,15 +345,20 @@ class Scene:
             out = cv2.filter2D(out, -1, _streak(streak, angle))
         oy, ox = rng.integers(0, 65, 2)
         out += self._noise * self._grain[oy : oy + height, ox : ox + width]
-        return np.clip(out, 0, 255).astype(np.uint8)
+        return np.asarray(np.clip(out, 0, 255), np.uint8)
+
+
+def _warp(image: Image, matrix: npt.NDArray[np.float32], width: int, height: int) -> Image:
+    warped = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    return np.asarray(warped, np.uint8)
 
 
 def _streak(length: int, angle: float) -> npt.NDArray[np.float32]:
     kernel = np.zeros((length, length), np.float32)
     kernel[length // 2] = 1
     turn = cv2.getRotationMatrix2D((length / 2 - 0.5, length / 2 - 0.5), math.degrees(angle), 1.0)
-    kernel = cv2.warpAffine(kernel, turn, (length, length))
-    return np.asarray(kernel / kernel.sum(), np.float32)
+    turned = np.asarray(cv2.warpAffine(kernel, turn, (length, length)), np.float32)
+    return turned / turned.sum()
 
 
 def _signed_area(points: npt.NDArray[np.float32]) -> float:

@@ -16,7 +16,7 @@ _POINTS = 72
 
 
 def _angles(count: int = _POINTS) -> npt.NDArray[np.float64]:
-    return np.arange(count) * (2 * math.pi / count)
+    return np.arange(count, dtype=np.float64) * (2 * math.pi / count)
 
 
 def _polar(radius: npt.ArrayLike, *, sx: float = 1.0, sy: float = 1.0) -> Outline:
@@ -40,6 +40,14 @@ def _regular(n: int) -> Outline:
 def _star(n: int, inner: float) -> Outline:
     radii = [1.0, inner] * n
     return _corners(*((r * math.sin(math.pi * i / n), -r * math.cos(math.pi * i / n)) for i, r in enumerate(radii)))
+
+
+def _bar(h: float) -> Outline:
+    return _corners((-1, -h), (1, -h), (1, h), (-1, h))
+
+
+def _cross(w: float) -> Outline:
+    return _corners((-w, -1), (w, -1), (w, -w), (1, -w), (1, w), (w, w), (w, 1), (-w, 1), (-w, w), (-1, w), (-1, -w), (-w, -w))
 
 
 def _heart() -> Outline:
@@ -81,18 +89,14 @@ SHAPES: dict[str, Callable[[np.random.Generator], Outline]] = {
     "oval": lambda rng: _polar(1.0, sy=float(rng.uniform(0.45, 0.7))),
     "triangle": lambda _: _regular(3),
     "square": lambda _: _corners((-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)),
-    "bar": lambda rng: (lambda h: _corners((-1, -h), (1, -h), (1, h), (-1, h)))(float(rng.uniform(0.25, 0.45))),
+    "bar": lambda rng: _bar(float(rng.uniform(0.25, 0.45))),
     "pentagon": lambda _: _regular(5),
     "hexagon": lambda _: _regular(6),
     "star": lambda rng: _star(int(rng.integers(4, 7)), float(rng.uniform(0.4, 0.55))),
     "gear": lambda rng: _polar(0.85 + 0.15 * np.sign(np.cos(int(rng.integers(6, 10)) * _angles()))),
     "flower": lambda rng: _polar(0.78 + 0.22 * np.cos(int(rng.integers(5, 8)) * _angles())),
     "heart": lambda _: _heart(),
-    "cross": lambda rng: (
-        lambda w: _corners(
-            (-w, -1), (w, -1), (w, -w), (1, -w), (1, w), (w, w), (w, 1), (-w, 1), (-w, w), (-1, w), (-1, -w), (-w, -w)
-        )
-    )(float(rng.uniform(0.28, 0.42))),
+    "cross": lambda rng: _cross(float(rng.uniform(0.28, 0.42))),
     "crescent": lambda _: _crescent(),
     "ring": lambda _: _ring(),
     "arrow": lambda _: _corners((-1, -0.3), (0.1, -0.3), (0.1, -0.8), (1, 0), (0.1, 0.8), (0.1, 0.3), (-1, 0.3)),

@@ -58,7 +58,8 @@ class Silhouette:
         radius = float(np.mean([np.sqrt(sum(abs(cv2.contourArea(p)) for p in o) / np.pi) for o in outlines]))
         middle = np.mean(middles, axis=0)
         # half of the real path stays, so that the object neither leaves its unit box nor slides rigidly
-        self.outlines = [[((p - m * 0.5 - middle * 0.5) / radius).astype(np.float32) for p in o] for o, m in zip(outlines, middles, strict=True)]
+        origins = [(m + middle) / 2 for m in middles]
+        self.outlines = [[((p - m) / radius).astype(np.float32) for p in o] for o, m in zip(outlines, origins, strict=True)]
 
     def at(self, t: float) -> Outline:
         """The outline at time `t`, in annotated frames; played forwards and backwards for ever."""

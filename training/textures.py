@@ -99,7 +99,7 @@ def paint(look: Look, rng: np.random.Generator, side: int = 96) -> Image:
         mix = np.zeros_like(u)
     patch = a + (b - a) * mix[..., None]
     light = 1 + rng.uniform(0, 0.22) * (u * rng.choice([-1, 1]) + v * 0.5) + 0.04 * clouds(rng, (side, side), cell=side // 6, octaves=3)
-    return np.clip(patch * light[..., None], 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(patch * light[..., None], 0, 255), np.uint8)
 
 
 def backdrop(rng: np.random.Generator, size: tuple[int, int], hidden: Look | None = None) -> Image:
@@ -127,4 +127,4 @@ def backdrop(rng: np.random.Generator, size: tuple[int, int], hidden: Look | Non
         out = out * (1 - rng.uniform(0.05, 0.3) * bands[..., None])
     out = out * (1 + rng.uniform(0.02, 0.12) * clouds(rng, size, cell=4, octaves=2)[..., None])
     dull = 0.0 if hidden is not None else rng.uniform(0.0, 0.6)
-    return np.clip(out * (1 - dull) + out.mean(-1, keepdims=True) * dull, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(out * (1 - dull) + out.mean(-1, keepdims=True) * dull, 0, 255), np.uint8)
