@@ -134,7 +134,6 @@ def run(
     """Track prompted objects through a video; write their masks, or watch them."""
     from fastsam2.config import Prune
     from fastsam2.runtime.prompt_args import read_prompts
-    from fastsam2.runtime.run import run_video
 
     timed = read_prompts(boxes=box or (), points=point or (), masks=mask or (), removals=remove or (), file=prompts)
     pruning = Prune(policy=prune, keep=keep, tokens=tokens, protect=_protect(protect), seed=seed)
@@ -143,7 +142,10 @@ def run(
         if live_window:
             from fastsam2.runtime.window import OpenCvWindow
 
-            window = opened.enter_context(closing(OpenCvWindow(f"fastsam2: {video}")))
+            window = opened.enter_context(closing(OpenCvWindow(f"fastsam2: {video}")))  # imports OpenCV, which must come before PyAV
+
+        from fastsam2.runtime.run import run_video
+
         progress = opened.enter_context(progress_bar(quiet))
         record = run_video(
             bundle,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -108,7 +109,7 @@ class OpenCvWindow:
         title: in its frame.
 
     Raises:
-        BackendError: if OpenCV is missing or was built without windows, or there is no display.
+        BackendError: if OpenCV is missing, was built without windows or was imported after PyAV, or there is no display.
     """
 
     def __init__(self, title: str) -> None:
@@ -159,6 +160,7 @@ class OpenCvWindow:
 
 
 def _opencv_with_windows() -> Any:
+    late = "av" in sys.modules and "cv2" not in sys.modules
     try:
         import cv2
     except ImportError as error:
@@ -169,4 +171,7 @@ def _opencv_with_windows() -> Any:
     # Asked before the first window: without a display the Qt of OpenCV's wheels ends the whole process.
     if platform.system() == "Linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         raise BackendError(expected("a display", "neither DISPLAY nor WAYLAND_DISPLAY set", f"Run on a desktop, {INSTEAD}"))
+    # The Qt of OpenCV's Linux wheels takes the libxcb of PyAV's for its own if that is loaded first, and then hangs for ever.
+    if late and platform.system() == "Linux":
+        raise BackendError(expected("OpenCV to be imported before PyAV", "the other order", "Start the program with `import cv2`"))
     return cv2

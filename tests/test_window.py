@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import os
 import re
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,6 +105,22 @@ class FakeCv2:
         self.calls.append(("destroy", title))
 
 
+class Finder:
+    """Imports cv2 as a given object."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def find_spec(self, name: str, *_: object) -> importlib.machinery.ModuleSpec | None:
+        return importlib.machinery.ModuleSpec("cv2", self) if name == "cv2" else None  # type: ignore[arg-type]
+
+    def create_module(self, _: object) -> Any:
+        return self.module
+
+    def exec_module(self, _: object) -> None:
+        pass
+
+
 @pytest.fixture
 def cv2(monkeypatch: pytest.MonkeyPatch) -> FakeCv2:
     fake = FakeCv2()
@@ -151,6 +171,25 @@ def test_machines_without_windows(cv2: FakeCv2, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(BackendError, match=r"OpenCV.*got none installed.*fastsam2\[live\]"):
         OpenCvWindow("")
+
+
+def test_opencv_after_pyav_would_hang(cv2: FakeCv2, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setitem(sys.modules, "av", cv2)  # type: ignore[arg-type]
+    OpenCvWindow("")
+    monkeypatch.delitem(sys.modules, "cv2")
+    monkeypatch.setattr(sys, "meta_path", [Finder(cv2), *sys.meta_path])
+    with pytest.raises(BackendError, match="OpenCV to be imported before PyAV"):
+        OpenCvWindow("")
+
+
+def test_the_command_imports_opencv_first(tmp_path: Path) -> None:
+    (tmp_path / "cv2.py").write_text("import sys\nprint('av' in sys.modules)\nraise ImportError")
+    run = [sys.executable, "-m", "fastsam2", "run", "bundle", "--video", "0", "--show"]
+    done = subprocess.run(
+        run, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"}
+    )
+    assert (done.returncode, done.stdout) == (2, "False\n") and "OpenCV, which draws the window" in done.stderr
 
 
 def test_display_that_refuses_the_window(cv2: FakeCv2) -> None:
