@@ -1,4 +1,5 @@
-# `make test` on a bare clone: environment, ruff, mypy, pytest. Needs python3 >= 3.10.
+# On a bare clone, with nothing but python3 >= 3.10: `make demo` tracks and scores a clip that ships with fastsam2 (runtime packages only);
+# `make test` is environment, ruff, mypy, pytest.
 PYTHON ?= python3
 # On a CUDA machine name the build to use, for example: make test TORCH=torch==2.9.1
 TORCH ?= torch==2.13.0
@@ -11,12 +12,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.installed
+CHECK_PYTHON := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastsam2 needs Python >= 3.10, got " + sys.version)'
 
-.PHONY: test lint types wheel clean
+DEMO_VENV := .venv-demo
+DEMO_STAMP := $(DEMO_VENV)/.installed
+DEMO_OUT ?= out/demo
+DEMO_ARGS ?=
+
+.PHONY: demo test lint types wheel clean
 .DELETE_ON_ERROR:
 
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder -m 'not slow' --durations=15 $(PYTEST_ARGS)
+
+demo: $(DEMO_STAMP)
+	$(DEMO_VENV)/bin/fastsam2 demo --out '$(DEMO_OUT)' $(DEMO_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -28,13 +38,20 @@ wheel: $(STAMP)
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DEMO_VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+
+# No extras: neither torch nor sam2.
+$(DEMO_STAMP): pyproject.toml Makefile
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv $(DEMO_VENV)
+	$(DEMO_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --editable .
+	touch $@
 
 # torch comes first and sam2 without dependencies: a plain `pip install sam2` brings torchvision, which does not import beside a CPU
 # build of torch (pip then complains that sam2 lacks it: that is the point). sam2 is a source package whose build imports torch; without
 # its CUDA extension it is plain Python.
 $(STAMP): pyproject.toml Makefile
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastsam2 needs Python >= 3.10, got " + sys.version)'
+	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --upgrade pip setuptools wheel
 	$(PIP) install '$(TORCH)'

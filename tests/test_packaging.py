@@ -15,8 +15,9 @@ import pytest
 pytest.importorskip("scikit_build_core", reason="scikit-build-core, which builds the wheel, is not installed (extra: dev)")
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("export", "engines", "runtime", "kernels", "benchmarks")
-NEEDS_EXPORTER = ("fastsam2.export", "fastsam2.benchmarks.against_official", "fastsam2.benchmarks.many_objects")
+FOLDERS = ("export", "engines", "runtime", "kernels", "benchmarks", "training")
+NEEDS_EXPORTER = ("fastsam2.export", "fastsam2.training", "fastsam2.benchmarks.against_official", "fastsam2.benchmarks.many_objects")
+SHIPPED = ("fastsam2/models/", "fastsam2/samples/")
 HEAVY = ("torch", "sam2", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "av", "cv2", "numpy", "PIL")
 NOT_FOR_RUNTIME = ("torch", "sam2", "onnx", "onnxscript", "tensorrt", "tensorrt_rtx")
 
@@ -70,7 +71,19 @@ def test_every_module_is_in_the_wheel_once(names: list[str]) -> None:
 def test_wheel_holds_the_type_marker_and_nothing_else_of_the_repository(names: list[str]) -> None:
     assert names.count("fastsam2/py.typed") == 1
     assert {name.split("/")[0].split("-")[0] for name in names} == {"fastsam2"}
-    assert [name for name in names if "tests" in name or "README" in name or name.endswith((".pyc", ".json", ".toml"))] == []
+    code = [name for name in names if not name.startswith(SHIPPED)]
+    assert [name for name in code if "tests" in name or "README" in name or name.endswith((".pyc", ".json", ".toml"))] == []
+
+
+def test_wheel_holds_the_bundles_and_samples(names: list[str], unpacked: Path) -> None:
+    files = [path.relative_to(ROOT).as_posix() for folder in SHIPPED for path in (ROOT / folder).rglob("*") if path.is_file()]
+    files = [name for name in files if "README" not in name]
+    for name in ("models/nano/manifest.json", "samples/hard_000/clip.mp4", "samples/hard_000/clip.json", "samples/hard_000/truth/00000.png"):
+        assert f"fastsam2/{name}" in files
+    assert Counter(name for name in names if name.startswith(SHIPPED) and not name.endswith("/")) == Counter(files)
+    code = "from fastsam2.builtin import builtin_bundles, builtin_samples; print(json.dumps([builtin_bundles(), builtin_samples()]))"
+    shipped = run_python(unpacked, code)
+    assert isinstance(shipped, list) and "nano" in shipped[0] and "hard_000" in shipped[1]
 
 
 def test_wheel_is_pure_and_has_the_command(wheel: Path) -> None:
