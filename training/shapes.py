@@ -73,7 +73,7 @@ def _ring() -> Outline:
 
 def _drop() -> Outline:
     a = _angles()
-    return [np.stack([0.9 * np.cos(a) * np.sin(a / 2) ** 1.5, -np.cos(a / 2) * 1.9 + 0.45], 1).astype(np.float32)[1:]]
+    return [np.stack([np.sin(a) * np.sin(a / 2) ** 1.5, -np.cos(a)], 1).astype(np.float32)]
 
 
 def _blob(rng: np.random.Generator) -> Outline:

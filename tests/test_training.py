@@ -1,0 +1,229 @@
+"""Procedural clips and the training loop. The model here is nano at 64 px: a fraction of a second a step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from fastsam2.training import nano
+from fastsam2.training.clips import Batches, BatchShape, is_visible, make_prompts, tight_box
+from fastsam2.training.held_out import SETS, make_clip
+from fastsam2.training.model import build_model
+from fastsam2.training.rollout import frame_loss, roll
+from fastsam2.training.scene import HARD, PLAIN, Scene
+from fastsam2.training.shapes import SHAPES
+from fastsam2.training.silhouettes import decode_rle, load_silhouettes
+
+SMALL = BatchShape(size=64, frames=2, clips=2, objects=2)
+
+
+def _encode_rle(mask: npt.NDArray[np.uint8]) -> str:
+    """`rleToString` of cocoapi/common/maskApi.c."""
+    flat = mask.T.ravel()
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff([0, *edges, len(flat)]).tolist()
+    if flat[0]:
+        runs = [0, *runs]
+    text = ""
+    for i, run in enumerate(runs):
+        x, more = run - (runs[i - 2] if i > 2 else 0), True
+        while more:
+            c, x = x & 0x1F, x >> 5
+            more = x != -1 if c & 0x10 else x != 0
+            text += chr((c | 0x20 if more else c) + 48)
+    return text
+
+
+def test_scenes_are_deterministic_and_differ_by_seed() -> None:
+    a, b, c = (Scene((5, seed), HARD, (96, 128)) for seed in (1, 1, 2))
+    assert a.captions == b.captions
+    for t in (0.0, 7.5, 400.0):
+        for mine, same in zip(a.render(t), b.render(t), strict=True):
+            np.testing.assert_array_equal(mine, same)
+    assert (a.render(0)[0] != c.render(0)[0]).mean() > 0.5
+
+
+def test_a_frame_does_not_depend_on_what_was_drawn_before() -> None:
+    a, b = (Scene((5, 3), PLAIN, (96, 128)) for _ in range(2))
+    for t in range(5):
+        a.render(t)
+    np.testing.assert_array_equal(a.render(9)[0], b.render(9)[0])
+
+
+def test_ids_cover_what_is_painted() -> None:
+    """Without noise, light or a moving camera, taking an actor away changes exactly the pixels that carry its id, and its soft rim."""
+    level = PLAIN.__class__(targets=(2, 2), distractors=(0, 0), occluders=(0, 0), camera=0.0, clutter=(0, 0), noise=0.0)
+    for seed in range(20):
+        with_it, without = Scene((6, seed), level, (120, 160)), Scene((6, seed), level, (120, 160))
+        top = int(with_it._depth[-1])
+        without._depth = without._depth[:-1]
+        _, ids = with_it.render(0)
+        for scene in (with_it, without):
+            scene._blur = (0.0, 0, 0.0)
+        changed = (with_it.render(0)[0] != without.render(0)[0]).any(-1)
+        inside = ids == top + 1
+        if not is_visible(with_it, top, 0, ids):
+            continue
+        assert (changed & inside).sum() > 0.6 * inside.sum()
+        assert (changed & ~inside).sum() < 0.5 * inside.sum()
+        return
+    pytest.fail("no scene of 20 shows its topmost actor")
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_are_closed_outlines_of_unit_size(name: str) -> None:
+    outline = SHAPES[name](np.random.default_rng(0))
+    points = np.concatenate(outline)
+    assert 0.6 < np.abs(points).max() < 1.6
+    assert all(p.dtype == np.float32 and p.ndim == 2 and len(p) >= 8 for p in outline)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_run_lengths_round_trip(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    mask = (rng.random((37, 53)) > rng.uniform(0.1, 0.9)).astype(np.uint8)
+    mask[5:20, 10:40] = seed % 2
+    np.testing.assert_array_equal(decode_rle(_encode_rle(mask), (37, 53)), mask)
+
+
+def test_silhouettes_are_centred_and_play_back_and_forth(tmp_path: Path) -> None:
+    y, x = np.mgrid[:100, :120]
+    frames = []
+    for t in range(25):
+        mask = np.zeros((100, 120), np.uint8)
+        mask[(y - 45) ** 2 / 15**2 + (x - 40 - t) ** 2 / 20**2 < 1] = 1
+        frames.append([{"size": [100, 120], "counts": _encode_rle(mask)}])
+    path = tmp_path / "x_manual.json"
+    path.write_text(json.dumps({"masklet": frames}))
+    (silhouette,) = load_silhouettes(path)
+    assert len(silhouette.outlines) == 25
+    assert np.abs(np.concatenate([np.concatenate(o) for o in silhouette.outlines]).mean(0)).max() < 0.1
+    np.testing.assert_array_equal(silhouette.at(3)[0], silhouette.at(3 + 48)[0])
+
+
+def test_held_out_clips_repeat_show_every_target_and_have_their_own_seeds() -> None:
+    clip, again = make_clip("hard", 0), make_clip("hard", 0)
+    np.testing.assert_array_equal(clip.frames[::20], again.frames[::20])
+    assert clip.seed[0] == SETS["hard"].seed != 0
+    assert len({s.seed for s in SETS.values()} | {0}) == 4
+    for i, box in zip(clip.ids, clip.boxes, strict=True):
+        np.testing.assert_array_equal(tight_box(clip.truth[0] == i), box)
+    assert len(clip.captions) == clip.truth.max()
+    with pytest.raises(IndexError, match="0..11"):
+        make_clip("hard", 12)
+
+
+def test_batches_are_deterministic_and_differ_by_step_and_process() -> None:
+    one, same, other = Batches(SMALL, seed=1), Batches(SMALL, seed=1), Batches(SMALL, seed=1, rank=1)
+    np.testing.assert_array_equal(one[3].frames, same[3].frames)
+    assert (one[3].frames != one[4].frames).any()
+    assert (one[3].frames != other[3].frames).any()
+    batch = one[0]
+    assert batch.frames.shape == (2, 2, 3, 64, 64)
+    assert batch.masks.shape == (2, 4, 64, 64)
+    assert batch.masks[0].any((-2, -1)).all(), "every object is visible when it is prompted"
+
+
+def test_prompts_lie_on_their_objects() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.zeros((2, 64, 64), np.bool_)
+    truth[0, 10:30, 5:25] = True
+    truth[1, 40:60, 30:64] = True
+    kinds = set()
+    for _ in range(60):
+        prompts = make_prompts(truth, rng, masks=True)
+        if prompts.masks is not None:
+            kinds.add("mask")
+            np.testing.assert_array_equal(prompts.masks[:, 0] > 0, truth)
+            continue
+        assert prompts.points is not None and prompts.labels is not None
+        for mask, points, labels in zip(truth, prompts.points, prompts.labels, strict=True):
+            if labels[0] == 2:
+                kinds.add("box")
+                assert np.abs(points.ravel() - tight_box(mask)).max() < 8
+                continue
+            kinds.add("points")
+            for (x, y), label in zip(points, labels, strict=True):
+                assert mask[int(y), int(x)] == bool(label)
+    assert kinds == {"mask", "box", "points"}
+
+
+def test_training_learns_a_single_batch() -> None:
+    torch.manual_seed(0)
+    model = build_model(64)
+    batch = Batches(SMALL, seed=2)[0]
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    losses = []
+    for _ in range(10):
+        loss = roll(model, batch, device=torch.device("cpu"), teach_presence=True).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
+    unused = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # Embeddings of prompts that this batch does not have, and the stand-ins for an object that is never absent.
+    assert all(n.startswith(("sam_prompt_encoder", "no_", "mask_downsample", "image_encoder.neck.convs.0")) for n in unused), unused
+
+
+def test_loss_is_least_for_the_truth() -> None:
+    from fastsam2.training.model import Candidates
+
+    target = torch.zeros(2, 16, 16)
+    target[0, 4:9, 3:12] = 1
+    present = torch.tensor([True, False])
+
+    def loss(logits: torch.Tensor, score: float) -> float:
+        wide = logits[:, None].expand(-1, 4, -1, -1)
+        iou = ((wide > 0) & (target[:, None] > 0.5)).sum((-2, -1)) / ((wide > 0) | (target[:, None] > 0.5)).sum((-2, -1)).clamp(min=1)
+        return float(frame_loss(Candidates(wide, iou, torch.tensor([[score], [-score]])), target, present))
+
+    truth = (target * 2 - 1) * 12
+    best = loss(truth, 8.0)
+    assert best < 0.02
+    assert loss(-truth, 8.0) > 2
+    assert loss(truth.roll(3, -1), 8.0) > 0.5
+    assert loss(truth, -8.0) > 4
+
+
+PLAN = (
+    nano.Stage(BatchShape(64, 1, 1, 1), 2, (0.0, 1e-3), teach_presence=True),
+    nano.Stage(BatchShape(128, 2, 1, 1), 2, (1e-3, 0.0)),
+)
+
+
+def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trainer(folder: Path) -> nano.Trainer:
+        folder.mkdir(exist_ok=True)
+        return nano.Trainer(PLAN, folder, seed=3, device=torch.device("cpu"))
+
+    whole = trainer(tmp_path / "whole").run().state_dict()
+
+    steps = 0
+
+    class Interrupt(Exception):
+        pass
+
+    def stop_in_second_stage(self: nano.Trainer, *args: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 4:
+            raise Interrupt
+        return original(self, *args)
+
+    original = nano.Trainer._step
+    monkeypatch.setattr(nano, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(nano.Trainer, "_step", stop_in_second_stage)
+    with pytest.raises(Interrupt):
+        trainer(tmp_path / "parts").run()
+    again = trainer(tmp_path / "parts")
+    assert (again.progress.stage, again.progress.step) == (1, 1)
+    parts = again.run().state_dict()
+    for key, value in whole.items():
+        assert torch.equal(value, parts[key]), key
