@@ -33,11 +33,8 @@ CLOCK = Fraction(1, 90_000)  # ticks of MPEG transport streams, seconds
 STDOUT = "-"
 FILE_FORMATS = {".mkv": "matroska", ".ts": "mpegts"}  # both play while they grow
 URL_FORMATS = {"udp": "mpegts", "rtsp": "rtsp", "rtsps": "rtsp"}
-URL_OPTIONS = {
-    "udp": {"pkt_size": "1316"},
-    "rtsp": {"rtsp_transport": "tcp"},
-    "rtsps": {"rtsp_transport": "tcp"},
-}  # 1316: 7 cells a datagram
+RTSP_OPTIONS = {"rtsp_transport": "tcp"}
+UDP_PACKET = "pkt_size=1316"  # bytes: seven cells of a transport stream, which fit an Ethernet frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +66,10 @@ class StreamTarget:
             return cls(text, "pipe:1", "mpegts", False, {})
         scheme, is_url, _ = text.partition("://")
         if is_url and scheme.lower() in URL_FORMATS:
-            return cls(text, text, URL_FORMATS[scheme.lower()], True, URL_OPTIONS[scheme.lower()])
+            if scheme.lower() == "udp":
+                url = text if "pkt_size=" in text else f"{text}{'&' if '?' in text else '?'}{UDP_PACKET}"
+                return cls(text, url, URL_FORMATS["udp"], True, {})
+            return cls(text, text, URL_FORMATS[scheme.lower()], True, RTSP_OPTIONS)
         path = Path(text)
         if is_url or path.suffix.lower() not in FILE_FORMATS:
             forms = f"a stream to {', '.join(f'{s}://' for s in URL_FORMATS)}, a file {', '.join(FILE_FORMATS)}, or -"

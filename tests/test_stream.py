@@ -194,6 +194,19 @@ def test_targets_that_are_none(target: str) -> None:
         StreamTarget.parse(target)
 
 
+def test_datagrams_hold_whole_cells() -> None:
+    assert StreamTarget.parse("udp://h:1").url == "udp://h:1?pkt_size=1316"
+    assert StreamTarget.parse("UDP://h:1?ttl=2").url == "UDP://h:1?ttl=2&pkt_size=1316"
+    assert StreamTarget.parse("udp://h:1?pkt_size=188").url == "udp://h:1?pkt_size=188"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        receiver.settimeout(10)
+        sender = OverlayStream(f"udp://127.0.0.1:{receiver.getsockname()[1]}", size=(240, 320), fps=25, live=False)
+        sender.write(noise(0))
+        assert len(receiver.recv(1 << 16)) == 1316
+        sender.close()
+
+
 def test_existing_file_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.mkv").write_bytes(b"precious")
     with pytest.raises(VideoError, match="a file that does not exist yet"):
