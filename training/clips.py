@@ -55,12 +55,21 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
-    """Sizes of a batch: side of the square frames in pixels, frames per clip, clips, objects per clip."""
+    """What a batch is made of.
+
+    Attributes:
+        size: side of the square frames, pixels.
+        frames: per clip.
+        clips: in a batch.
+        objects: per clip.
+        pace: speed of everything that moves; slow motion teaches to use the memory at all.
+    """
 
     size: int
     frames: int
     clips: int
     objects: int
+    pace: float = 1.0
 
 
 class Batches:
@@ -106,7 +115,7 @@ class Batches:
         for attempt in range(100):
             scene = self._scene(slot, generation, attempt // 4)
             start = float(rng.uniform(0, 3000))
-            stride = float(rng.choice([1, 1, 2, 3]) * rng.choice([-1, 1]))
+            stride = float(rng.choice([1, 1, 2, 3]) * rng.choice([-1, 1])) * self.shape.pace
             first, ids = scene.render(start)
             seen = [i for i in range(len(scene.actors)) if is_visible(scene, i, start, ids)]
             if not seen:

@@ -49,7 +49,7 @@ def evaluate(method: Method, clips: Iterable[HeldOutClip]) -> list[ClipScore]:
     scores = []
     for clip in clips:
         masks = method(clip)
-        pairs = [score_sequence(masks[i - 1, 1:], clip.truth[1:] == i) for i in clip.ids]
+        pairs = [score_sequence(masks[i - 1], clip.truth == i, prompted=0) for i in clip.ids]
         j, f = np.mean(pairs, axis=0)
         scores.append(ClipScore(clip.name, len(pairs), len(clip.frames) - 1, float(j), float(f)))
     return scores

@@ -55,16 +55,18 @@ PLANS: dict[str, tuple[Stage, ...]] = {
     # Two CPU cores: low resolution teaches box -> mask and matching at a tenth of the cost.
     "cpu": (
         Stage(BatchShape(128, 1, 16, 3), 200, (0.0, 6e-4), teach_presence=True),
-        Stage(BatchShape(128, 1, 16, 3), 1200, (6e-4, 6e-4), teach_presence=True),
-        Stage(BatchShape(128, 3, 6, 3), 1200, (6e-4, 6e-4), teach_presence=True),
-        Stage(BatchShape(256, 4, 3, 3), 2500, (5e-4, 4e-4)),
-        Stage(BatchShape(256, 6, 2, 3), 2500, (4e-4, 2e-4)),
-        Stage(BatchShape(512, 4, 1, 3), 1200, (2e-4, 1e-5)),
+        Stage(BatchShape(128, 1, 16, 3), 400, (6e-4, 6e-4), teach_presence=True),
+        Stage(BatchShape(128, 2, 8, 3, pace=0.3), 700, (6e-4, 6e-4), teach_presence=True),
+        Stage(BatchShape(128, 4, 4, 3), 1200, (6e-4, 5e-4), teach_presence=True),
+        Stage(BatchShape(256, 4, 3, 3), 1200, (5e-4, 4e-4)),
+        Stage(BatchShape(256, 6, 2, 3), 1200, (4e-4, 3e-4)),
+        Stage(BatchShape(512, 4, 1, 3), 800, (2e-4, 1e-5)),
     ),
     # One datacenter GPU.
     "gpu": (
         Stage(BatchShape(256, 1, 64, 3), 500, (0.0, 8e-4), teach_presence=True),
         Stage(BatchShape(256, 1, 64, 3), 3000, (8e-4, 8e-4), teach_presence=True),
+        Stage(BatchShape(256, 2, 32, 3, pace=0.3), 2000, (8e-4, 8e-4), teach_presence=True),
         Stage(BatchShape(256, 4, 24, 3), 8000, (8e-4, 6e-4), teach_presence=True),
         Stage(BatchShape(256, 8, 16, 3), 12000, (6e-4, 4e-4)),
         Stage(BatchShape(512, 6, 8, 3), 8000, (4e-4, 1e-5)),
