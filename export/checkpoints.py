@@ -2,8 +2,8 @@
 
     (config.yaml, checkpoint.pt) -> SAM2VideoPredictor on the CPU, float32, eval
 
-Mirrors facebookresearch/sam2 @2b90b9f `sam2/build_sam.py` (build_sam2_video_predictor with apply_postprocessing=True, and its table of
-models), except that hole filling stays 0 (the runtime has its own option) and that a config can neither run code nor read other files.
+Mirrors facebookresearch/sam2 @2b90b9f `sam2/build_sam.py` (build_sam2_video_predictor and its table of models), except that hole filling
+stays 0 (the runtime has its own option) and that a config can neither run code nor read other files.
 """
 
 from __future__ import annotations
@@ -91,6 +91,12 @@ _MODEL_OPTIONS = {
     "clear_non_cond_mem_around_input": False,
     "add_all_frames_to_correct_as_cond": False,
 }
+_POSTPROCESSING = {
+    "sam_mask_decoder_extra_args.dynamic_multimask_via_stability": True,
+    "sam_mask_decoder_extra_args.dynamic_multimask_stability_delta": 0.05,
+    "sam_mask_decoder_extra_args.dynamic_multimask_stability_thresh": 0.98,
+    "binarize_mask_from_pts_for_mem_enc": True,
+}
 _LEAST = {"num_maskmem": 2, "max_obj_ptrs_in_encoder": 2}
 _LAYER_OPTIONS = {
     "pos_enc_at_attn": False,
@@ -100,22 +106,41 @@ _LAYER_OPTIONS = {
 }
 
 
-def build_model(model: str, checkpoint: str, *, image_size: int | None = None) -> LoadedModel:
+def model_name(model: str) -> str:
+    """The key of `MODELS` that a name means; anything else is taken for the path of a config and answered as it is.
+
+    Args:
+        model: a key, an official config with or without its folder and suffix (`configs/sam2.1/sam2.1_hiera_t.yaml`, `sam2.1_hiera_t`), or
+            a hub id. A file that exists is itself, unless it has the full name of an official config.
+    """
+    for name, known in MODELS.items():
+        if model in (name, known.config, known.config.removesuffix(".yaml")):
+            return name
+    if not Path(model).is_file():
+        for name, known in MODELS.items():
+            if model in (known.hub_id, Path(known.config).name, Path(known.config).stem):
+                return name
+    return model
+
+
+def build_model(model: str, checkpoint: str, *, image_size: int | None = None, postprocessing: bool = True) -> LoadedModel:
     """Build the official model and load its weights.
 
     Args:
-        model: a key of `MODELS`, or the path of a config (`.yaml`).
+        model: a key of `MODELS` or another name of it (see `model_name`), or the path of a config (`.yaml`).
         checkpoint: path of an official checkpoint, `hub` (downloads the official one), or `random:<seed>`
             (see `fastsam2.export.random_weights`).
         image_size: side of the square input in pixels, instead of the config's.
+        postprocessing: official `apply_postprocessing`: prefer another mask to an unstable one, binarise the masks of prompted frames.
 
     Raises:
         ExportError: if a package is missing, the config cannot be read, names foreign code or asks for what the graphs do not
             implement, or the checkpoint is missing, unreadable or of another model.
     """
     _require_packages()
-    config_name, options = _options(model, image_size)
-    source = _source(model, checkpoint)
+    model = model_name(model)
+    config_name, options = _options(model, image_size, postprocessing)
+    source = checkpoint_source(model, checkpoint)
     if isinstance(source, int):
         from fastsam2.export.random_weights import seeded
 
@@ -157,7 +182,7 @@ def _version(*distributions: str) -> str:
     return "unknown"
 
 
-def _options(model: str, image_size: int | None) -> tuple[str, dict[str, Any]]:
+def _options(model: str, image_size: int | None, postprocessing: bool) -> tuple[str, dict[str, Any]]:
     """Name of the config, and the constructor options under its `model` key with the overrides applied."""
     from omegaconf import OmegaConf
 
@@ -176,11 +201,8 @@ def _options(model: str, image_size: int | None) -> tuple[str, dict[str, Any]]:
         if not OmegaConf.is_dict(config.model):
             raise TypeError("`model` is no mapping")
         OmegaConf.update(config, "model._target_", _PREDICTOR, force_add=True)
-        extra = "model.sam_mask_decoder_extra_args"
-        OmegaConf.update(config, f"{extra}.dynamic_multimask_via_stability", True, force_add=True)
-        OmegaConf.update(config, f"{extra}.dynamic_multimask_stability_delta", 0.05, force_add=True)
-        OmegaConf.update(config, f"{extra}.dynamic_multimask_stability_thresh", 0.98, force_add=True)
-        OmegaConf.update(config, "model.binarize_mask_from_pts_for_mem_enc", True, force_add=True)
+        for option, value in _POSTPROCESSING.items() if postprocessing else ():
+            OmegaConf.update(config, f"model.{option}", value, force_add=True)
         OmegaConf.update(config, "model.fill_hole_area", 0, force_add=True)
         if image_size is not None:
             OmegaConf.update(config, "model.image_size", image_size, force_add=True)
@@ -298,8 +320,12 @@ def _spec(name: str, model: Any) -> ModelSpec:
     )
 
 
-def _source(model: str, checkpoint: str) -> int | Path:
-    """The seed of random weights, or the checkpoint's file."""
+def checkpoint_source(model: str, checkpoint: str) -> int | Path:
+    """The seed of random weights, or the checkpoint's file, downloaded if `checkpoint` is `hub`. Needs neither torch nor sam2.
+
+    Raises:
+        ExportError: if there is no such file, or it cannot be downloaded.
+    """
     if checkpoint.startswith(RANDOM):
         seed = checkpoint.removeprefix(RANDOM)
         if not re.fullmatch(r"[0-9]{1,18}", seed):

@@ -11,6 +11,7 @@ from fastsam2.contracts import GRAPHS, graph_spec
 from fastsam2.enums import ExportTarget, GraphRole
 from fastsam2.errors import ExportError, InternalError, expected
 from fastsam2.export.checkpoints import LoadedModel, build_model
+from fastsam2.export.rewrites.half_storage import store_half
 
 ALL_TARGETS = (ExportTarget.ONNXRUNTIME, ExportTarget.TENSORRT)
 
@@ -21,6 +22,7 @@ def export_bundle(
     out: Path,
     *,
     image_size: int | None = None,
+    postprocessing: bool = True,
     targets: Sequence[ExportTarget] = ALL_TARGETS,
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
@@ -32,6 +34,7 @@ def export_bundle(
         checkpoint: see there.
         out: folder to make.
         image_size: side of the square input in pixels, instead of the config's.
+        postprocessing: see `fastsam2.export.checkpoints.build_model`.
         targets: consumers to shape graphs for; a graph that does not depend on its consumer is written once.
         overwrite: replace an existing bundle.
         progress: called with one line per step.
@@ -49,7 +52,7 @@ def export_bundle(
     say = progress or (lambda _: None)
     with new_bundle(out, overwrite=overwrite) as folder:
         say(f"building {model} with checkpoint {checkpoint}")
-        loaded = build_model(model, checkpoint, image_size=image_size)
+        loaded = build_model(model, checkpoint, image_size=image_size, postprocessing=postprocessing)
         graphs = [entry for role in GRAPHS for entry in _export_role(loaded, role, wanted, folder, say)]
         write_manifest(
             folder, Manifest(fastsam2_version=fastsam2.__version__, model=loaded.spec, graphs=tuple(graphs), origin=loaded.origin)
@@ -85,6 +88,7 @@ def _export_graph(
     file.parent.mkdir(exist_ok=True)
     say(f"exporting {path}")
     to_onnx.export_graph(loaded.module, loaded.spec, role, target, file)
+    store_half(file)
     say(f"checking {path} against torch")
     checks = validate.check_graph(loaded.module, loaded.spec, role, target, file)
     spec = graph_spec(role, target)

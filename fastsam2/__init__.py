@@ -14,16 +14,19 @@ if TYPE_CHECKING:
     from fastsam2.runtime.loaded import load
     from fastsam2.runtime.result import Result
     from fastsam2.runtime.tracker import Tracker
+    from fastsam2.video_predictor import SAM2VideoPredictor, build_sam2_video_predictor
 
 __version__ = "0.1.0"
 
-__all__ = ["FastSam2Error", "Prune", "Result", "Tracker", "load"]
+__all__ = ["FastSam2Error", "Prune", "Result", "SAM2VideoPredictor", "Tracker", "build_sam2_video_predictor", "load"]
 
 _HOMES = {
     "FastSam2Error": "fastsam2.errors",
     "Prune": "fastsam2.config",
     "Result": "fastsam2.runtime.result",
+    "SAM2VideoPredictor": "fastsam2.video_predictor",
     "Tracker": "fastsam2.runtime.tracker",
+    "build_sam2_video_predictor": "fastsam2.video_predictor",
     "load": "fastsam2.runtime.loaded",
 }
 

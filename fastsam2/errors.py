@@ -33,6 +33,10 @@ class ScoreError(FastSam2Error, ValueError):
     """Masks and ground truth cannot be compared."""
 
 
+class StateError(FastSam2Error, RuntimeError):
+    """The call does not fit what happened so far: nothing is prompted, or an object is unknown; the state is unchanged."""
+
+
 class InternalError(RuntimeError):
     """A broken invariant inside fastsam2: please report it."""
 

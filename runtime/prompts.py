@@ -1,6 +1,7 @@
 """Prompts: what a caller gives -> checked points, labels or a mask -> what `mask_decoder` takes.
 
     box, points, labels, mask  ->  Prompt (video pixels)  ->  points, labels (pixels of the S x S input)
+    box, points, labels of the official interface         ->  the same
 
 A box becomes two points labelled 2 and 3 in front of the clicks, and coordinates are scaled in float32, both as in
 facebookresearch/sam2 @2b90b9f `sam2/sam2_video_predictor.py`, `add_new_points_or_box`.
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastsam2.contracts import LABEL_BOX_MAX, LABEL_BOX_MIN, LABEL_NEGATIVE, LABEL_POSITIVE
+from fastsam2.contracts import LABEL_BOX_MAX, LABEL_BOX_MIN, LABEL_NEGATIVE, LABEL_PADDING, LABEL_POSITIVE
 from fastsam2.errors import PromptError, expected
 
 
@@ -109,6 +110,53 @@ def to_model_points(prompt: Prompt, frame_size: tuple[int, int], image_size: int
     height, width = frame_size
     points: npt.NDArray[np.float32] = np.divide(prompt.points, np.array([width, height], np.float32)) * image_size
     return points[None], prompt.labels[None].copy()
+
+
+def official_points(
+    points: npt.ArrayLike | None, labels: npt.ArrayLike | None, box: npt.ArrayLike | None, *, size: tuple[int, int], image_size: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+    """Points and labels of one object as `mask_decoder` takes them, from what the official interface accepts.
+
+    Points may lie outside of the frame, labels may be those of box corners and padding, and a leading dimension of 1 is optional.
+
+    Args:
+        points: numbers [n, 2] or [1, n, 2]: x, y.
+        labels: integers [n] or [1, n]: -1 to 3, see `contracts`.
+        box: 4 numbers in any shape: x0, y0, x1, y1.
+        size: (H, W) that coordinates refer to: of the video in pixels, or (1, 1).
+        image_size: S, side of the model's input, pixels.
+
+    Returns:
+        points: float32 [1, n, 2], pixels of the S x S input.
+        labels: int32 [1, n].
+
+    Raises:
+        PromptError: if nothing is given, points come without labels or the reverse, or a value has another shape, dtype or range.
+    """
+    if (points is None) != (labels is None):
+        raise PromptError(expected("points and labels together", "one without the other", "Give a label for every point"))
+    if points is None and box is None:
+        raise PromptError(expected("points or a box", "neither", "Give at least one of them"))
+    clicks, kinds = np.zeros((0, 2), np.float32), np.zeros(0, np.int32)
+    if points is not None and labels is not None:
+        clicks = _numbers(_without_batch(points, "points", 3), "points", "[n, 2]", (None, 2))
+        kinds = _without_batch(labels, "labels", 2)
+        if kinds.shape != (len(clicks),):
+            raise PromptError(expected(f"labels [{len(clicks)}], one per point", f"shape {list(kinds.shape)}", "Give as many as points"))
+        if len(clicks) and not np.isin(kinds, range(LABEL_PADDING, LABEL_BOX_MAX + 1)).all():
+            raise PromptError(expected("labels 0 or 1", f"{kinds.dtype} {kinds.tolist()}", "1 marks the object, 0 its background"))
+    if box is not None:
+        corners = _numbers(_array(box, "box", "[4]").reshape(-1), "box", "[4]", (4,)).reshape(2, 2)
+        clicks = np.concatenate([corners, clicks])
+        kinds = np.concatenate([[LABEL_BOX_MIN, LABEL_BOX_MAX], kinds])
+    if not len(clicks):
+        raise PromptError(expected("at least one point", "none", "Give points [n, 2]"))
+    return to_model_points(Prompt(clicks, kinds.astype(np.int32)), size, image_size)
+
+
+def _without_batch(values: npt.ArrayLike, name: str, dimensions: int) -> npt.NDArray[Any]:
+    array = _array(values, name, "with an optional leading dimension of 1")
+    return array[0] if array.ndim == dimensions and len(array) == 1 else array
 
 
 def _array(values: npt.ArrayLike, name: str, form: str) -> npt.NDArray[Any]:

@@ -326,3 +326,27 @@ def test_missing_packages_name_the_install_commands(package: str, monkeypatch: p
     assert f"the package {package} " in str(caught.value)
     assert checkpoints.INSTALL in str(caught.value)
     assert "--no-deps sam2==1.1.0" in checkpoints.INSTALL
+
+
+def test_names_of_official_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, known in MODELS.items():
+        config = Path(known.config)
+        for said in (name, known.config, known.config.removesuffix(".yaml"), config.name, config.stem, known.hub_id):
+            assert checkpoints.model_name(said) == name
+    assert checkpoints.model_name("my/config.yaml") == "my/config.yaml"
+    monkeypatch.chdir(tmp_path)
+    Path("sam2.1_hiera_t.yaml").write_text("model: {}")
+    assert checkpoints.model_name("sam2.1_hiera_t.yaml") == "sam2.1_hiera_t.yaml"
+    assert checkpoints.model_name("configs/sam2.1/sam2.1_hiera_t.yaml") == "sam2.1_hiera_tiny"
+
+
+def test_without_postprocessing_the_model_is_the_official_one_without_it() -> None:
+    """Oracle: build_sam2_video_predictor with apply_postprocessing=False."""
+    size = ["++model.image_size=256"]
+    name = MODELS["sam2.1_hiera_tiny"].config
+    official = build_sam2_video_predictor(name, None, device="cpu", hydra_overrides_extra=size, apply_postprocessing=False)
+    plain = build_model(name, "random:0", image_size=256, postprocessing=False).module
+    assert scalars(plain) == scalars(official)
+    assert not official.binarize_mask_from_pts_for_mem_enc
+    assert scalars(plain.sam_mask_decoder) == scalars(official.sam_mask_decoder)
+    assert not official.sam_mask_decoder.dynamic_multimask_via_stability
