@@ -31,7 +31,7 @@ _SAVE_SECONDS = 180
 _LOG_EVERY = 20
 _CLIP_NORM = 0.5
 _WEIGHT_DECAY = 0.02
-_EMA = 0.998
+_EMA = 0.995
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +56,9 @@ PLANS: dict[str, tuple[Stage, ...]] = {
     "cpu": (
         Stage(BatchShape(128, 1, 16, 3), 200, (0.0, 6e-4), teach_presence=True),
         Stage(BatchShape(128, 1, 16, 3), 400, (6e-4, 6e-4), teach_presence=True),
-        Stage(BatchShape(128, 2, 8, 3, pace=0.3), 700, (6e-4, 6e-4), teach_presence=True),
-        Stage(BatchShape(128, 4, 4, 3), 1200, (6e-4, 5e-4), teach_presence=True),
-        Stage(BatchShape(256, 4, 3, 3), 1200, (5e-4, 4e-4)),
-        Stage(BatchShape(256, 6, 2, 3), 1200, (4e-4, 3e-4)),
-        Stage(BatchShape(512, 4, 1, 3), 800, (2e-4, 1e-5)),
+        Stage(BatchShape(128, 2, 8, 3, pace=0.3), 480, (6e-4, 6e-4), teach_presence=True),
+        Stage(BatchShape(256, 3, 4, 3, pace=0.6), 250, (6e-4, 5e-4), teach_presence=True),
+        Stage(BatchShape(256, 4, 3, 3), 350, (5e-4, 2e-5)),
     ),
     # One datacenter GPU.
     "gpu": (

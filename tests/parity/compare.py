@@ -60,13 +60,14 @@ class Comparison:
         assert not self.different, f"{len(self.different)} differences, first {self.different[:5]}, {self}"
 
 
-def compare(official: Run, ours: Run) -> Comparison:
-    """Compare our run with the official one.
+def compare(official: Run, ours: Run, *, trained: bool = False) -> Comparison:
+    """Compare our run with the official one, with the thresholds of seeded or of trained weights.
 
     Raises:
         AssertionError: if the two runs do not hold the same frames and objects.
     """
     assert official.keys() == ours.keys(), f"different frames and objects: {sorted(official.keys() ^ ours.keys())}"
+    limits = THRESHOLDS["trained"] if trained else THRESHOLDS
     different: list[str] = []
     ious, deltas, video_ious = [], [], []
     for key, want in official.items():
@@ -76,11 +77,11 @@ def compare(official: Run, ours: Run) -> Comparison:
         video_ious.append(video_iou(want, got.video))
         if (want.score > 0) != (got.score > 0):
             different.append(f"{key}: visible {got.score > 0}, official score {want.score}, ours {got.score}")
-        if ious[-1] < THRESHOLDS["low_res_iou"]["minimum"]:
+        if ious[-1] < limits["low_res_iou"]["minimum"]:
             different.append(f"{key}: low-resolution IoU {ious[-1]}")
-        if not deltas[-1] <= THRESHOLDS["logits"]["maximum"]:
+        if not deltas[-1] <= limits["logits"]["maximum"]:
             different.append(f"{key}: logits differ by {deltas[-1]} standard deviations")
-        if video_ious[-1] < THRESHOLDS["video_iou"]["minimum"]:
+        if video_ious[-1] < limits["video_iou"]["minimum"]:
             different.append(f"{key}: video IoU {video_ious[-1]}")
     return Comparison(min(ious), max(deltas), min(video_ious), tuple(different), tuple(invalid(official)))
 

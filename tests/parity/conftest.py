@@ -11,7 +11,10 @@ import pytest
 import torch
 
 import fastsam2
+from fastsam2.builtin import bundle_path as builtin_bundle
 from fastsam2.runtime.loaded import LoadedBundle
+from fastsam2.training.finish import WEIGHTS
+from fastsam2.training.model import CONFIG
 
 from .clips import Clip, make_clip
 from .compare import Run
@@ -33,6 +36,7 @@ class Checkpoint:
         seed: of the weights.
         image_size: pixels; None keeps the config's.
         score_gain, score_bias: see `condition_weights`.
+        weights: a checkpoint instead of seeded weights.
     """
 
     bundle: str
@@ -41,11 +45,17 @@ class Checkpoint:
     image_size: int | None = None
     score_gain: float = 1.0
     score_bias: float = 3.0
+    weights: Path | None = None
 
     def official(self) -> torch.nn.Module:
         """The official predictor."""
         return official_predictor(
-            self.config, self.seed, image_size=self.image_size, score_gain=self.score_gain, score_bias=self.score_bias
+            self.config,
+            self.seed,
+            image_size=self.image_size,
+            score_gain=self.score_gain,
+            score_bias=self.score_bias,
+            weights=self.weights,
         )
 
 
@@ -57,6 +67,7 @@ CHECKPOINTS = {
     "tiny256_occlusion": Checkpoint("bundle_tiny256_occlusion", TINY_CONFIG, seed=1, image_size=256, score_gain=30.0, score_bias=-0.75),
     "tiny256_sam20": Checkpoint("bundle_tiny256_sam20", "configs/sam2/sam2_hiera_t.yaml", seed=0, image_size=256),
     "tiny1024": Checkpoint("bundle_tiny1024", TINY_CONFIG, seed=0),
+    "nano": Checkpoint("bundle_nano", CONFIG, seed=0, weights=WEIGHTS),
 }
 
 
@@ -68,6 +79,8 @@ def clips() -> dict[str, Clip]:
         "tall": make_clip("tall", 2, width=200, height=280),
         "curtain": make_clip("curtain", 3, curtain=CURTAIN),
         "full_size": make_clip("full_size", 1, frames=20),
+        "wide60": make_clip("wide60", 1, frames=60),
+        "tall60": make_clip("tall60", 2, width=200, height=280, frames=60),
     }
 
 
@@ -128,6 +141,12 @@ def bundle_tiny256_occlusion(exported: Callable[..., Path], tmp_path_factory: py
         lambda: save_checkpoint(checkpoint.official(), tmp_path_factory.mktemp("checkpoint") / "occlusion.pt"),
         checkpoint.image_size,
     )
+
+
+@pytest.fixture(scope="session")
+def bundle_nano() -> Path:
+    """The trained model that ships with the package, at 512 px."""
+    return builtin_bundle("nano")
 
 
 @pytest.fixture(scope="session")

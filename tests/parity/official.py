@@ -31,9 +31,15 @@ POSTPROCESSING = {  # what build_sam2_video_predictor(apply_postprocessing=True)
 
 
 def official_predictor(
-    config: str | Path, seed: int, *, image_size: int | None = None, score_gain: float = 1.0, score_bias: float = 3.0
+    config: str | Path,
+    seed: int,
+    *,
+    image_size: int | None = None,
+    score_gain: float = 1.0,
+    score_bias: float = 3.0,
+    weights: Path | None = None,
 ) -> torch.nn.Module:
-    """The official predictor with conditioned weights.
+    """The official predictor with conditioned weights, or those of a checkpoint.
 
     Args:
         config: a path inside the sam2 package (`configs/sam2.1/sam2.1_hiera_t.yaml`) or a yaml file.
@@ -41,6 +47,7 @@ def official_predictor(
         image_size: overrides the config's, pixels.
         score_gain: see `condition_weights`.
         score_bias: see `condition_weights`.
+        weights: checkpoint in the official form, in place of seeded weights.
     """
     path = Path(config) if Path(config).is_absolute() else Path(sam2.__path__[0]) / config
     settings = OmegaConf.load(path)
@@ -50,6 +57,10 @@ def official_predictor(
     for key, value in overrides.items():
         OmegaConf.update(settings, key, value, force_add=True)
     OmegaConf.resolve(settings)
+    if weights is not None:
+        model: torch.nn.Module = instantiate(settings.model, _recursive_=True)
+        model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True)["model"])
+        return model.eval()
     return seeded(lambda: instantiate(settings.model, _recursive_=True), seed, score_gain=score_gain, score_bias=score_bias)
 
 
