@@ -156,27 +156,6 @@ def boundary_f(a: Mask, b: Mask, *, tolerance: float = BOUNDARY_TOLERANCE) -> fl
     return 2 * of_a * of_b / (of_a + of_b) if of_a + of_b else 0.0
 
 
-def score_sequence(
-    predicted: Mask, truth: Mask, *, scored: ScoredFrames = ScoredFrames.AFTER_PROMPT, prompted: int | None = None
-) -> tuple[float, float]:
-    """J and F of one object.
-
-    Args:
-        predicted: bool [T, H, W].
-        truth: bool [T, H, W].
-        scored: which frames count.
-        prompted: frame of its prompt; the first with any true pixel when None.
-
-    Returns:
-        j, f: means over the scored frames, 0..100.
-
-    Raises:
-        ScoreError: if shapes or dtypes differ, or no frame is left to score.
-    """
-    score = score_masks({1: predicted}, {1: truth}, scored=scored, prompted=None if prompted is None else {1: prompted})
-    return score.objects[0].j, score.objects[0].f
-
-
 def score_masks(
     predicted: Masks, truth: Masks, *, scored: ScoredFrames = ScoredFrames.AFTER_PROMPT, prompted: Mapping[int, int] | None = None
 ) -> Score:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from fastsam2.benchmarks.score import Score, boundary_f, jaccard, parse_prompted, score_folders, score_masks, score_sequence
+from fastsam2.benchmarks.score import Score, boundary_f, jaccard, parse_prompted, score_folders, score_masks
 from fastsam2.enums import ScoredFrames
 from fastsam2.errors import ScoreError
 from fastsam2.runtime.overlay import PALETTE
@@ -134,16 +134,19 @@ def test_an_object_that_was_never_predicted_counts() -> None:
 
 
 def test_sequence_of_one_object() -> None:
+    def score(predicted: Mask, truth: Mask) -> tuple[float, float]:
+        (only,) = score_masks({1: predicted}, {1: truth}).objects
+        return only.j, only.f
+
     truth = np.stack([square(5, 5 + t) for t in range(4)])
-    assert score_sequence(truth, truth) == (100, 100)
-    j, f = score_sequence(np.roll(truth, 1, axis=0), truth)
-    assert (j, f) == (pytest.approx(100 * 90 / 110), 100)
+    assert score(truth, truth) == (100, 100)
+    assert score(np.roll(truth, 1, axis=0), truth) == (pytest.approx(100 * 90 / 110), 100)
     with pytest.raises(ScoreError, match="shape"):
-        score_sequence(truth[:2], truth)
+        score(truth[:2], truth)
     with pytest.raises(ScoreError, match="bool"):
-        score_sequence(truth.astype(np.uint8), truth)  # type: ignore[arg-type]
+        score(truth.astype(np.uint8), truth)  # type: ignore[arg-type]
     with pytest.raises(ScoreError, match="a frame to score"):
-        score_sequence(truth[:1], truth[:1])
+        score(truth[:1], truth[:1])
 
 
 def write_palette(folder: Path, frames: list[npt.NDArray[np.uint8]]) -> Path:

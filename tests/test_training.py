@@ -13,7 +13,8 @@ import torch
 
 from fastsam2.training import nano
 from fastsam2.training.clips import Batches, BatchShape, is_visible, make_prompts, tight_box
-from fastsam2.training.held_out import SETS, make_clip
+from fastsam2.training.evaluate import evaluate, first_mask_copied, nearest_colour, summary
+from fastsam2.training.held_out import SETS, HeldOutClip, make_clip
 from fastsam2.training.model import build_model
 from fastsam2.training.rollout import frame_loss, roll
 from fastsam2.training.scene import HARD, PLAIN, Scene
@@ -227,3 +228,22 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(tmp_path: Pa
     parts = again.run().state_dict()
     for key, value in whole.items():
         assert torch.equal(value, parts[key]), key
+
+
+def test_rules_that_know_nothing_score_as_they_should() -> None:
+    """A thing that stands still is copied perfectly; a red thing on green that moves is found by its colour alone."""
+    frames = np.zeros((6, 60, 80, 3), np.uint8)
+    frames[...] = (20, 160, 30)
+    truth = np.zeros((6, 60, 80), np.uint8)
+    for t in range(6):
+        truth[t, 5:15, 60:75] = 1
+        truth[t, 30:50, 5 + 8 * t : 25 + 8 * t] = 2
+    frames[truth == 1], frames[truth == 2] = (30, 40, 200), (210, 30, 30)
+    clip = HeldOutClip("x", (0,), frames, truth, ["blue", "red"], np.zeros((2, 4), np.float32))
+    copied, coloured = evaluate(first_mask_copied, [clip])["x"], evaluate(nearest_colour, [clip])["x"]
+    assert copied.objects[0].j_and_f == 100
+    assert copied.objects[1].j < 40
+    assert coloured.j_and_f > 99
+    overall = summary({"x": copied})
+    assert overall["objects"] == 2
+    assert overall["j"] == pytest.approx(np.mean([o.j for o in copied.objects]))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fastsam2.benchmarks.score import score_sequence
+from fastsam2.benchmarks.score import Score, score_masks
 from fastsam2.config import Prune
 from fastsam2.runtime.loaded import LoadedBundle
 from fastsam2.training.held_out import HeldOutClip
@@ -28,38 +27,22 @@ Method: TypeAlias = Callable[[HeldOutClip], Masks]
 _BINS = 16  # per colour channel
 
 
-@dataclass(frozen=True, slots=True)
-class ClipScore:
-    """Means over the objects of one clip, 0..100."""
-
-    clip: str
-    objects: int
-    frames: int
-    j: float
-    f: float
-
-    @property
-    def j_and_f(self) -> float:
-        """(J + F) / 2."""
-        return (self.j + self.f) / 2
-
-
-def evaluate(method: Method, clips: Iterable[HeldOutClip]) -> list[ClipScore]:
-    """Score a method on clips."""
-    scores = []
+def evaluate(method: Method, clips: Iterable[HeldOutClip]) -> dict[str, Score]:
+    """Score a method on clips; by name of the clip."""
+    scores = {}
     for clip in clips:
         masks = method(clip)
-        pairs = [score_sequence(masks[i - 1], clip.truth == i, prompted=0) for i in clip.ids]
-        j, f = np.mean(pairs, axis=0)
-        scores.append(ClipScore(clip.name, len(pairs), len(clip.frames) - 1, float(j), float(f)))
+        predicted = {i: masks[i - 1] for i in clip.ids}
+        scores[clip.name] = score_masks(predicted, {i: clip.truth == i for i in clip.ids}, prompted=dict.fromkeys(clip.ids, 0))
     return scores
 
 
-def summary(scores: list[ClipScore]) -> dict[str, Any]:
-    """Means over objects (every object counts once), and the clips one by one."""
-    weights = [s.objects for s in scores]
-    j, f = (float(np.average([getattr(s, name) for s in scores], weights=weights)) for name in ("j", "f"))
-    return {"j_and_f": (j + f) / 2, "j": j, "f": f, "clips": [{**asdict(s), "j_and_f": s.j_and_f} for s in scores]}
+def summary(scores: dict[str, Score]) -> dict[str, Any]:
+    """Means over all objects, and the clips one by one: {"j_and_f", "j", "f", "objects", "clips"}."""
+    objects = [o for score in scores.values() for o in score.objects]
+    j, f = (float(np.mean([getattr(o, name) for o in objects])) for name in ("j", "f"))
+    clips = {name: {"j_and_f": score.j_and_f, "j": score.j, "f": score.f, "objects": len(score.objects)} for name, score in scores.items()}
+    return {"j_and_f": (j + f) / 2, "j": j, "f": f, "objects": len(objects), "clips": clips}
 
 
 def with_tracker(bundle: LoadedBundle, *, prune: Prune | None = None) -> Method:

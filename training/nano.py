@@ -58,7 +58,7 @@ PLANS: dict[str, tuple[Stage, ...]] = {
         Stage(BatchShape(128, 1, 16, 3), 400, (6e-4, 6e-4), teach_presence=True),
         Stage(BatchShape(128, 2, 8, 3, pace=0.3), 480, (6e-4, 6e-4), teach_presence=True),
         Stage(BatchShape(256, 3, 4, 3, pace=0.6), 250, (6e-4, 5e-4), teach_presence=True),
-        Stage(BatchShape(256, 4, 3, 3), 350, (5e-4, 2e-5)),
+        Stage(BatchShape(256, 4, 3, 3), 600, (5e-4, 2e-5)),
     ),
     # One datacenter GPU.
     "gpu": (
