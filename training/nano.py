@@ -347,11 +347,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def finish(args: argparse.Namespace) -> None:
-    """Write checkpoint and bundle of the averaged weights, and score them."""
+    """Write checkpoint and bundle of the averaged weights, at the size of the last stage, and score them."""
     from fastsam2.training.finish import export, machine, score, write_weights
 
     weights = write_weights(args.out / "average.pt", args.out / "nano.pt")
-    bundle = export(weights, args.out / "bundle")
+    bundle = export(weights, args.out / "bundle", image_size=PLANS[args.plan][-1].shape.size)
     progress = torch.load(args.out / "last.pt", map_location="cpu", weights_only=True)["progress"]
     record = {"plan": args.plan, "seed": args.seed, "progress": progress, "machine": machine(), "silhouettes": len(available_silhouettes())}
     record["sets"] = score(weights, bundle, official=not args.no_official, say=lambda line: print(line, file=sys.stderr, flush=True))

@@ -145,7 +145,7 @@ def bundle_tiny256_occlusion(exported: Callable[..., Path], tmp_path_factory: py
 
 @pytest.fixture(scope="session")
 def bundle_nano() -> Path:
-    """The trained model that ships with the package, at 512 px."""
+    """The trained model that ships with the package."""
     return builtin_bundle("nano")
 
 
