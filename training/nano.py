@@ -52,7 +52,7 @@ class Stage:
 
 
 PLANS: dict[str, tuple[Stage, ...]] = {
-    # Two CPU cores: low resolution teaches box -> mask and matching at a tenth of the cost.
+    # Two CPU cores, an hour and a half: low resolution teaches box -> mask and matching at a tenth of the cost.
     "cpu": (
         Stage(BatchShape(128, 1, 16, 3), 200, (0.0, 6e-4), teach_presence=True),
         Stage(BatchShape(128, 1, 16, 3), 400, (6e-4, 6e-4), teach_presence=True),
