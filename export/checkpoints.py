@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsam2.bundle import Origin, sha256_of
-from fastsam2.config import IMAGE_SIZE_MULTIPLE, IMAGE_STRIDE, ModelSpec
+from fastsam2.config import IMAGE_SIZE_MULTIPLE, IMAGE_STRIDE, POSTPROCESSING, ModelSpec
 from fastsam2.errors import ExportError, expected
 
 if TYPE_CHECKING:
@@ -90,12 +90,6 @@ _MODEL_OPTIONS = {
     "non_overlap_masks": False,
     "clear_non_cond_mem_around_input": False,
     "add_all_frames_to_correct_as_cond": False,
-}
-_POSTPROCESSING = {
-    "sam_mask_decoder_extra_args.dynamic_multimask_via_stability": True,
-    "sam_mask_decoder_extra_args.dynamic_multimask_stability_delta": 0.05,
-    "sam_mask_decoder_extra_args.dynamic_multimask_stability_thresh": 0.98,
-    "binarize_mask_from_pts_for_mem_enc": True,
 }
 _LEAST = {"num_maskmem": 2, "max_obj_ptrs_in_encoder": 2}
 _LAYER_OPTIONS = {
@@ -201,7 +195,7 @@ def _options(model: str, image_size: int | None, postprocessing: bool) -> tuple[
         if not OmegaConf.is_dict(config.model):
             raise TypeError("`model` is no mapping")
         OmegaConf.update(config, "model._target_", _PREDICTOR, force_add=True)
-        for option, value in _POSTPROCESSING.items() if postprocessing else ():
+        for option, value in POSTPROCESSING.items() if postprocessing else ():
             OmegaConf.update(config, f"model.{option}", value, force_add=True)
         OmegaConf.update(config, "model.fill_hole_area", 0, force_add=True)
         if image_size is not None:

@@ -15,6 +15,14 @@ IMAGE_SIZE_MULTIPLE = 32  # Hiera tiles an 8-wide window embedding over the stri
 LOW_RES_STRIDE = 4  # pixels per low-resolution logit
 KEEP_BUCKETS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)  # shapes stay static: one engine profile or CUDA graph per bucket
 
+# What official apply_postprocessing=True sets in a model's config, whatever other overrides say.
+POSTPROCESSING: dict[str, bool | float] = {
+    "sam_mask_decoder_extra_args.dynamic_multimask_via_stability": True,
+    "sam_mask_decoder_extra_args.dynamic_multimask_stability_delta": 0.05,
+    "sam_mask_decoder_extra_args.dynamic_multimask_stability_thresh": 0.98,
+    "binarize_mask_from_pts_for_mem_enc": True,
+}
+
 
 class ModelSpec(BaseModel):
     """What the runtime must know of a model; written into the manifest by the exporter.

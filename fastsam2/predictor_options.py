@@ -12,18 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from fastsam2.config import POSTPROCESSING
 from fastsam2.errors import PromptError, expected
 
 _OVERRIDE = re.compile(r"\+{0,2}model\.([\w.]+)=(.*)", re.DOTALL)
 _WORDS: dict[str, bool | None] = {"true": True, "false": False, "null": None}
 _NO_EFFECT = ("compile_image_encoder",)  # changes speed, not masks
-# What apply_postprocessing=True sets; official overrides of these lose against it.
-_POSTPROCESSING: dict[str, object] = {
-    "sam_mask_decoder_extra_args.dynamic_multimask_via_stability": True,
-    "sam_mask_decoder_extra_args.dynamic_multimask_stability_delta": 0.05,
-    "sam_mask_decoder_extra_args.dynamic_multimask_stability_thresh": 0.98,
-    "binarize_mask_from_pts_for_mem_enc": True,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +77,7 @@ def read_options(overrides: Sequence[str], keywords: Mapping[str, Any], *, postp
         name, value = found[1], _value(found[2])
         if name in known:
             values[name] = value
-        elif name not in _NO_EFFECT and not (postprocessing and name in _POSTPROCESSING and value == _POSTPROCESSING[name]):
+        elif name not in _NO_EFFECT and not (postprocessing and name in POSTPROCESSING and value == POSTPROCESSING[name]):
             raise _refusal(override, known)
     for name, value in keywords.items():
         if name not in known:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
 from torch import Tensor
 from torch.nn import functional
+
+from fastsam2.config import POSTPROCESSING
 
 CONFIG = Path(__file__).with_name("nano.yaml")
 
@@ -76,13 +77,6 @@ class TrainableSam2(SAM2Base):  # type: ignore[misc]
         return low, high, best_iou, low, high, pointer, torch.where(appears, 1.0, -1.0) if self.present is not None else score
 
 
-def load_config() -> Any:
-    """`training/nano.yaml` as OmegaConf."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.load(CONFIG)
-
-
 def build_model(image_size: int) -> TrainableSam2:
     """A nano with fresh weights.
 
@@ -90,17 +84,13 @@ def build_model(image_size: int) -> TrainableSam2:
         image_size: side of its square input, pixels; a multiple of 64. Weights do not depend on it.
     """
     from hydra.utils import instantiate
+    from omegaconf import OmegaConf
 
-    config = load_config().model
+    config = OmegaConf.load(CONFIG).model
     config._target_ = f"{TrainableSam2.__module__}.{TrainableSam2.__qualname__}"
     config.image_size = image_size
-    # What `build_sam2_video_predictor` adds to every config (apply_postprocessing=True).
-    config.binarize_mask_from_pts_for_mem_enc = True
-    config.sam_mask_decoder_extra_args = {
-        "dynamic_multimask_via_stability": True,
-        "dynamic_multimask_stability_delta": 0.05,
-        "dynamic_multimask_stability_thresh": 0.98,
-    }
+    for option, value in POSTPROCESSING.items():
+        OmegaConf.update(config, option, value, force_add=True)
     model = instantiate(config, _recursive_=True)
     assert isinstance(model, TrainableSam2)
     return model.eval()

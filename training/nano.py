@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +207,7 @@ class Trainer:
         if math.isfinite(norm):
             self.optimizer.step()
             self.average.update(self.model)
-        return rolled, norm
+        return replace(rolled, loss=rolled.loss.detach()), norm  # the graph goes with the step, not with the log
 
     def _share_gradients(self) -> None:
         if self.processes == 1:
@@ -333,17 +333,22 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train."""
+    """Train, then write and score what came of it."""
     args = parse(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.finish:
-        pass
-    elif args.processes > 1:
-        (args.out / ".rendezvous").unlink(missing_ok=True)
-        spawn(_process, (args, torch.device(args.device)), nprocs=args.processes)
-    else:
-        _process(0, args, torch.device(args.device))
+    if not args.finish:
+        train(args)
     finish(args)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train to the end of the plan, in as many processes as asked for."""
+    device = torch.device(args.device)
+    if args.processes > 1:
+        (args.out / ".rendezvous").unlink(missing_ok=True)
+        spawn(_process, (args, device), nprocs=args.processes)
+    else:
+        _process(0, args, device)
 
 
 def finish(args: argparse.Namespace) -> None:

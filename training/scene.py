@@ -286,7 +286,7 @@ class Scene:
         camera = _compose(self._stretch(), self._camera(t, *self._frame_size(), np.zeros(2)))
         actor = self.actors[index]
         m = _compose(camera, actor.place(t))
-        return float(sum(_signed_area(p @ m[:, :2].T + m[:, 2]) for p in actor.shape_at(t)))
+        return float(sum(cv2.contourArea(p @ m[:, :2].T + m[:, 2]) for p in actor.shape_at(t)))
 
     def _frame_size(self) -> tuple[int, int]:
         """Height and width of an unstretched frame with the shorter side of `size`."""
@@ -359,8 +359,3 @@ def _streak(length: int, angle: float) -> npt.NDArray[np.float32]:
     turn = cv2.getRotationMatrix2D((length / 2 - 0.5, length / 2 - 0.5), math.degrees(angle), 1.0)
     turned = np.asarray(cv2.warpAffine(kernel, turn, (length, length)), np.float32)
     return turned / turned.sum()
-
-
-def _signed_area(points: npt.NDArray[np.float32]) -> float:
-    x, y = points[:, 0], points[:, 1]
-    return abs(0.5 * float(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1))))
