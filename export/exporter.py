@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import fastsam2
 from fastsam2.bundle import FileEntry, GraphEntry, Manifest, TensorEntry, new_bundle, read_manifest, write_manifest
-from fastsam2.contracts import GRAPHS, graph_spec
+from fastsam2.contracts import BASE_ROLES, graph_spec
 from fastsam2.enums import ExportTarget, GraphRole
 from fastsam2.errors import ExportError, InternalError, expected
 from fastsam2.export.checkpoints import LoadedModel, build_model
@@ -53,11 +53,11 @@ def export_bundle(
     with new_bundle(out, overwrite=overwrite) as folder:
         say(f"building {model} with checkpoint {checkpoint}")
         loaded = build_model(model, checkpoint, image_size=image_size, postprocessing=postprocessing)
-        graphs = [entry for role in GRAPHS for entry in _export_role(loaded, role, wanted, folder, say)]
+        graphs = [entry for role in BASE_ROLES for entry in _export_role(loaded, role, wanted, folder, say)]
         write_manifest(
             folder, Manifest(fastsam2_version=fastsam2.__version__, model=loaded.spec, graphs=tuple(graphs), origin=loaded.origin)
         )
-        _check_complete(folder)
+        check_complete(folder)
     say(f"wrote {out}")
     return Path(out)
 
@@ -87,16 +87,28 @@ def _export_graph(
     file = folder / path
     file.parent.mkdir(exist_ok=True)
     say(f"exporting {path}")
-    to_onnx.export_graph(loaded.module, loaded.spec, role, target, file)
+    to_onnx.export_graph(to_onnx.build_wrapper(loaded.module, loaded.spec, role, target), loaded.spec, role, target, file)
     store_half(file)
     say(f"checking {path} against torch")
-    checks = validate.check_graph(loaded.module, loaded.spec, role, target, file)
+    return graph_entry(role, target, folder, path, validate.check_graph(loaded.module, loaded.spec, role, target, file))
+
+
+def graph_entry(role: GraphRole, target: ExportTarget, folder: Path, path: PurePosixPath, checks: dict[str, float]) -> GraphEntry:
+    """The manifest's entry of the graph in `folder`/`path`.
+
+    Args:
+        role: which graph.
+        target: for which consumer.
+        folder: of the bundle.
+        path: of the ONNX file inside it.
+        checks: what comparing it with torch gave.
+    """
     spec = graph_spec(role, target)
     return GraphEntry(
         role=role,
         target=target,
         file=FileEntry.of(folder, path),
-        opset=_opset(file),
+        opset=_opset(folder / path),
         inputs=tuple(TensorEntry.of(t) for t in spec.inputs),
         outputs=tuple(TensorEntry.of(t) for t in spec.outputs),
         checks=checks,
@@ -109,10 +121,10 @@ def _opset(file: Path) -> int:
     return next(int(o.version) for o in onnx.load(file, load_external_data=False).opset_import if o.domain == "")
 
 
-def _check_complete(folder: Path) -> None:
+def check_complete(folder: Path) -> None:
     """The bundle reads back, and holds no file that its manifest does not list (as external ONNX data would be)."""
     manifest = read_manifest(folder, verify=False)
-    listed = {"manifest.json", *(g.file.path for g in manifest.graphs)}
+    listed = {"manifest.json", *(f.path for f in manifest.files)}
     stray = sorted({p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - listed)
     if stray:
         raise InternalError(f"exported files that the manifest does not list: {stray}")

@@ -25,19 +25,12 @@ from fastsam2.export.wrappers.memory_attention import MemoryAttentionGraph
 from fastsam2.export.wrappers.memory_encoder import MemoryEncoderGraph
 
 OPSET = 23  # first opset with Attention
-ROLES = (
-    GraphRole.IMAGE_ENCODER,
-    GraphRole.MEMORY_ATTENTION,
-    GraphRole.MASK_DECODER,
-    GraphRole.MASK_PROMPT,
-    GraphRole.MEMORY_ENCODER,
-)
 _EXAMPLE = {"B": 2, "M": 3, "P": 5, "Q": 4, "T": 2}  # none is 1, which torch.export would freeze; M in frames
 
 
 def depends_on_target(role: GraphRole) -> bool:
     """Whether the ONNX of `role` differs between export targets."""
-    return role is not GraphRole.MEMORY_ENCODER
+    return role in (GraphRole.IMAGE_ENCODER, GraphRole.MEMORY_ATTENTION, GraphRole.MASK_DECODER, GraphRole.MASK_PROMPT)
 
 
 def build_wrapper(model: Any, spec: ModelSpec, role: GraphRole, target: ExportTarget) -> nn.Module:
@@ -68,7 +61,7 @@ def example_inputs(spec: ModelSpec, role: GraphRole, target: ExportTarget, sizes
     """
     generator = torch.Generator().manual_seed(seed)
     sizes = {**sizes, "R": sizes.get("M", 0) + spec.pointer_tokens * sizes.get("P", 0)}
-    limits = {"position": spec.table_rows - 1, "age": spec.num_maskmem}
+    limits = {"position": spec.table_rows - 1, "age": spec.num_maskmem, "ids": 256}  # the smallest CLIP vocabulary has all bytes
     inputs: dict[str, torch.Tensor] = {}
     for tensor in graph_spec(role, target).inputs:
         shape = [sizes[d] if isinstance(d, str) else d for d in tensor.shape(spec)]
@@ -85,6 +78,10 @@ def example_inputs(spec: ModelSpec, role: GraphRole, target: ExportTarget, sizes
                 value = torch.rand(shape, generator=generator) * 3
             case "low_res_logits" | "mask_prompt", _:
                 value = torch.randn(shape, generator=generator) * 8
+            case "text", _:
+                value = torch.nn.functional.normalize(torch.randn(shape, generator=generator), dim=-1)
+            case "uncertainty" | "iou", _:
+                value = torch.rand(shape, generator=generator)
             case _, "bool":
                 value = torch.rand(shape, generator=generator) > 0.5
             case _, "int32":
@@ -110,12 +107,12 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def export_graph(model: Any, spec: ModelSpec, role: GraphRole, target: ExportTarget, path: Path) -> None:
+def export_graph(wrapper: nn.Module, spec: ModelSpec, role: GraphRole, target: ExportTarget, path: Path) -> None:
     """Write the ONNX file of one graph.
 
     Args:
-        model: official SAM 2 model on the CPU, float32, eval.
-        spec: its sizes.
+        wrapper: module with the inputs and outputs of `role`, on the CPU, float32; see `build_wrapper`.
+        spec: sizes of the model.
         role: which graph.
         target: for which consumer.
         path: file to write.
@@ -123,13 +120,12 @@ def export_graph(model: Any, spec: ModelSpec, role: GraphRole, target: ExportTar
     table = graph_spec(role, target)
     sizes = {**_EXAMPLE, "M": _EXAMPLE["M"] * 17}
     inputs = example_inputs(spec, role, target, sizes)
-    axes: dict[str, Any] = {name: torch.export.Dim(name, min=1) for name in ("B", "M", "P", "Q")}
+    axes: dict[str, Any] = {name: torch.export.Dim(name, min=1) for name in ("B", "M", "P", "Q", "T")}
     axes["R"] = torch.export.Dim.AUTO  # derived from M and P inside the graph
     dynamic = {t.name: {i: axes[a] for i, a in t.dynamic().items()} for t in table.inputs}
-    wrapper = build_wrapper(model, spec, role, target).eval()
     with torch.no_grad(), fused(target), fused_layer_norm_2d(), _quiet():
         torch.onnx.export(
-            wrapper,
+            wrapper.eval(),
             tuple(inputs.values()),
             str(path),
             dynamo=True,

@@ -1,6 +1,7 @@
 """The bundle: a folder of ONNX graphs and a `manifest.json`, written and read by the same models.
 
     export ─► new_bundle ─► write_manifest ─► folder ─► read_manifest ─► runtime
+    text encoder, router ─► changed_bundle ─► write_manifest ─┘
 
 The format, the versioning rule and every reason for a refusal are described in `docs/bundle.md`.
 """
@@ -20,7 +21,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 from fastsam2.config import ModelSpec
-from fastsam2.contracts import GRAPHS, MANIFEST_VERSION, TensorSpec, graph_spec
+from fastsam2.contracts import MANIFEST_VERSION, TensorSpec, graph_spec
 from fastsam2.enums import ExportTarget, GraphRole
 from fastsam2.errors import BundleError, expected
 
@@ -81,6 +82,34 @@ class GraphEntry(_Record):
     checks: dict[str, FiniteFloat]  # output -> largest |difference| to torch measured at export / standard deviation of the output
 
 
+class ProjectionEntry(_Record):
+    """A linear map from text embeddings to tokens, fitted in closed form (`fastsam2 fit-text`)."""
+
+    file: FileEntry  # .npy, float32 [E, C]
+    image_encoder: Sha256  # of the graphs it was fitted to
+    text_encoder: Sha256
+    samples: int = Field(gt=0)
+    ridge: FiniteFloat = Field(ge=0)
+    condition: FiniteFloat  # condition number of the regularised normal equations
+
+
+class TextEntry(_Record):
+    """What belongs to the text encoder of a bundle that has one."""
+
+    source: str  # hub id, or name of the folder it came from
+    tokenizer: FileEntry  # tokenizer.json, as the package tokenizers reads it
+    projection: ProjectionEntry | None = None
+
+
+class RouterEntry(_Record):
+    """What the router of a bundle that has one was trained on."""
+
+    image_encoder: Sha256  # of the graphs
+    text_encoder: Sha256 | None  # None: it never saw a text
+    data: str  # what clips
+    steps: int = Field(gt=0)
+
+
 class Origin(_Record):
     """Where the weights came from and what exported them."""
 
@@ -103,6 +132,8 @@ class Manifest(_Record):
     model: ModelSpec
     graphs: tuple[GraphEntry, ...] = Field(min_length=1)
     origin: Origin
+    text: TextEntry | None = None
+    router: RouterEntry | None = None
 
     @model_validator(mode="after")
     def _no_graph_twice(self) -> Manifest:
@@ -111,6 +142,26 @@ class Manifest(_Record):
         if twice:
             raise ValueError(f"graphs listed twice: {twice}")
         return self
+
+    @model_validator(mode="after")
+    def _companions_have_graphs(self) -> Manifest:
+        roles = {g.role for g in self.graphs}
+        for role, entry in ((GraphRole.TEXT_ENCODER, self.text), (GraphRole.ROUTER, self.router)):
+            if (role in roles) != (entry is not None):
+                raise ValueError(f"a {role.value} graph and its entry go together; only one of them is there")
+        return self
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """Every file of the bundle but the manifest, each once."""
+        extra = [] if self.text is None else [self.text.tokenizer]
+        if self.text is not None and self.text.projection is not None:
+            extra.append(self.text.projection.file)
+        return tuple(dict.fromkeys([*(g.file for g in self.graphs), *extra]))
+
+    def digests(self, role: GraphRole) -> frozenset[str]:
+        """SHA-256 of the graphs of `role`, of all targets; empty where there is none."""
+        return frozenset(g.file.sha256 for g in self.graphs if g.role is role)
 
     @property
     def targets(self) -> tuple[ExportTarget, ...]:
@@ -167,9 +218,32 @@ def read_manifest(folder: Path, *, verify: bool = True) -> Manifest:
     manifest = _parse(folder)
     for entry in manifest.graphs:
         _check_tensors(entry)
-    for file in dict.fromkeys(g.file for g in manifest.graphs):
+    for file in manifest.files:
         _check_file(folder, file, verify=verify)
+    _check_companions(folder, manifest)
     return manifest
+
+
+@contextmanager
+def changed_bundle(folder: Path, out: Path | None = None) -> Iterator[tuple[Path, Manifest]]:
+    """A copy of a bundle to add files to. When the block ends well it takes the bundle's place, or appears as `out`.
+
+    Args:
+        folder: the bundle.
+        out: a new folder; None replaces the bundle by two renames, and leaves it as it was when the block fails.
+
+    Yields:
+        The copy, to write files and the new manifest into; the present manifest.
+
+    Raises:
+        BundleError: if the bundle is not whole, or the result cannot be written.
+    """
+    manifest = read_manifest(folder)
+    with new_bundle(folder if out is None else out, overwrite=out is None) as copy:
+        for entry in manifest.files:
+            (copy / entry.path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(folder) / entry.path, copy / entry.path)
+        yield copy, manifest
 
 
 @contextmanager
@@ -257,8 +331,6 @@ def _parse(folder: Path) -> Manifest:
 def _check_tensors(entry: GraphEntry) -> None:
     where = f"{entry.role.value} for {entry.target.value}"
     todo = "Another release wrote this bundle: export again with this one"
-    if entry.role not in GRAPHS:
-        raise BundleError(expected(f"a role of {[r.value for r in GRAPHS]}", where, todo))
     spec = graph_spec(entry.role, entry.target)
     for kind, listed, wanted in (("inputs", entry.inputs, spec.inputs), ("outputs", entry.outputs, spec.outputs)):
         table = tuple(TensorEntry.of(t) for t in wanted)
@@ -268,6 +340,22 @@ def _check_tensors(entry: GraphEntry) -> None:
             raise BundleError(expected(f"{kind} {[t.name for t in table]} of {where}", [t.name for t in listed], todo))
         have, want = next(pair for pair in zip(listed, table, strict=True) if pair[0] != pair[1])
         raise BundleError(expected(f"{kind} of {where} to hold {_text(want)}", _text(have), todo))
+
+
+def _check_companions(folder: Path, manifest: Manifest) -> None:
+    """The router and the text projection were made for the graphs they lie beside."""
+    fitted: list[tuple[str, str, str, str | None]] = []
+    if manifest.router is not None:
+        fitted.append(("a router", "fastsam2 train-router", manifest.router.image_encoder, manifest.router.text_encoder))
+    if manifest.text is not None and manifest.text.projection is not None:
+        projection = manifest.text.projection
+        fitted.append(("a text projection", "fastsam2 fit-text", projection.image_encoder, projection.text_encoder))
+    for what, command, image, text in fitted:
+        for role, digest in ((GraphRole.IMAGE_ENCODER, image), (GraphRole.TEXT_ENCODER, text)):
+            if digest is not None and digest not in manifest.digests(role):
+                raise BundleError(
+                    expected(f"{what} for the {role.value} of {folder}", "one of another model", f"Make it again with `{command}`")
+                )
 
 
 def _text(tensor: TensorEntry) -> str:

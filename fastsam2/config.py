@@ -44,6 +44,7 @@ class ModelSpec(BaseModel):
     multimask_for_tracking: bool  # ... also on frames that are not an object's first
     pointer_offsets: bool  # SAM 2.1 encodes how far away a pointer is, SAM 2.0 does not
     signed_pointer_offsets: bool  # 2.1: negative for pointers from the future
+    text_dim: int = Field(default=512, gt=0)  # E: width of text embeddings, of CLIP ViT-B unless a text encoder of another width was added
 
     @property
     def grid(self) -> int:

@@ -1,7 +1,7 @@
 """THE tensor table: names, dtypes, shapes and dynamic axes of every graph, stated once.
 
 The exporter names its inputs and outputs from here, the bundle checks them, the runtime feeds them, and engine builders take their
-profiles from the dynamic axes. Symbols:
+profiles from the dynamic axes. The graphs of `BASE_ROLES` are in every bundle; `text_encoder` and `router` are added later. Symbols:
 
     S image side, g = S/16 grid side, N = g² grid tokens, L = 4g low-resolution side, C hidden width, D memory width, E text width
     (fixed by the model), and the dynamic B objects, M memory rows, P object pointers, Q prompt points, T texts.
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from fastsam2.config import ModelSpec
 from fastsam2.enums import ExportTarget, GraphRole
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 CLIP_CONTEXT = 77  # token ids per text, fixed by CLIP
 MASK_LOGIT_CLAMP = 32.0  # previous logits are clamped to ± this before they become a mask prompt
 NO_OBJECT_LOGIT = -1024.0  # every logit of an object that is not visible (official NO_OBJ_SCORE)
@@ -37,6 +37,8 @@ STATIC_AXES: Mapping[str, Callable[[ModelSpec], int]] = {
     "C/4": lambda s: s.hidden_dim // 4,
     "C/8": lambda s: s.hidden_dim // 8,
     "D": lambda s: s.memory_dim,
+    "E": lambda s: s.text_dim,
+    "77": lambda _: CLIP_CONTEXT,
 }
 
 
@@ -157,8 +159,33 @@ GRAPHS: Mapping[GraphRole, GraphSpec] = {
             (_t("rows", "float32", "B N D", "memory rows, before rounding to bfloat16"),),
             "once a frame per batch",
         ),
+        GraphSpec(
+            GraphRole.TEXT_ENCODER,
+            (_t("ids", "int32", "T 77", "token ids of CLIP: begin, words, end, then padding that nothing attends to"),),
+            (_t("text", "float32", "T E", "text embeddings of unit length"),),
+            "once a description",
+        ),
+        GraphSpec(
+            GraphRole.ROUTER,
+            (
+                TOKENS,
+                _t("text", "float32", "B E", "text embedding of each object, unit length; ignored unless has_text"),
+                _t("has_text", "bool", "B", "the object has a description"),
+                LOW_RES_LOGITS,
+                _t("uncertainty", "float32", "B N", "how undecided the mask is in each cell, 0..1"),
+                OBJECT_SCORE,
+                _t("iou", "float32", "B", "predicted IoU of the mask, 0..1"),
+            ),
+            (
+                _t("scores", "float32", "B N", "worth of each memory row; softmax over the frame, so a frame sums to 1"),
+                _t("relevance", "float32", "B N", "cosine of token and projected text, -1..1; 0 without text"),
+                _t("context", "float32", "1 N", "how much a token differs from its 3 x 3 neighbourhood, in units of the mean token length"),
+            ),
+            "once a frame per batch, when the router prunes",
+        ),
     )
 }
+BASE_ROLES = tuple(role for role in GRAPHS if role not in (GraphRole.TEXT_ENCODER, GraphRole.ROUTER))
 
 # TensorRT keeps shapes static with padded banks, so its memory attention takes one more input.
 MEMORY_BIAS = _t("memory_bias", "float32", "B R", "added to the attention logits of each key: 0, or very negative for rows not to be seen")

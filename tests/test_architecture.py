@@ -191,8 +191,6 @@ def test_folder_is_importable_through_its_link(folder: str) -> None:
 
 
 def test_modules_stay_readable() -> None:
-    everything = [path for folder in (*FOLDERS, "tests") for path in modules_in(folder)] + list(
-        (ROOT / "fastsam2").glob("*.py")
-    )
+    everything = [path for folder in (*FOLDERS, "tests") for path in modules_in(folder)] + list((ROOT / "fastsam2").glob("*.py"))
     lines = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in everything}
     assert {name: count for name, count in lines.items() if count > MAX_LINES} == {}

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import fastsam2
-from fastsam2.bundle import FileEntry, GraphEntry, Manifest, Origin, TensorEntry, new_bundle, read_manifest, write_manifest
-from fastsam2.contracts import GRAPHS, MANIFEST_VERSION, graph_spec
+from fastsam2.bundle import FileEntry, GraphEntry, Manifest, Origin, TensorEntry, changed_bundle, new_bundle, read_manifest, write_manifest
+from fastsam2.contracts import BASE_ROLES, MANIFEST_VERSION, graph_spec
 from fastsam2.enums import ExportTarget, GraphRole
 from fastsam2.errors import BundleError
 from tests.specs import model_spec
@@ -36,7 +36,7 @@ ORIGIN = Origin(
 def make_manifest(folder: Path, targets: tuple[ExportTarget, ...] = tuple(ExportTarget)) -> Manifest:
     """Files of a few bytes in place of ONNX; the memory encoder is shared by all targets."""
     graphs = []
-    for role in GRAPHS:
+    for role in BASE_ROLES:
         for target in targets:
             shared = role is GraphRole.MEMORY_ENCODER or target is ExportTarget.ONNXRUNTIME
             path = PurePosixPath(f"{role.value}.onnx") if shared else PurePosixPath(target.value, f"{role.value}.onnx")
@@ -230,13 +230,53 @@ def test_tampered_file_is_found_by_its_hash_only(bundle: Path) -> None:
         (lambda g: g["inputs"][0].update(name="image"), "got image uint8"),
         (lambda g: g["outputs"][1].update(axes=["1", "C", "L", "L"]), r"high_res_0 float32 \[1, C/8, L, L\]"),
         (lambda g: g["outputs"].pop(), r"outputs \['tokens', 'high_res_0', 'high_res_1'\] of image_encoder"),
-        (lambda g: g.update(role="router"), "a role of .*router for onnxruntime"),
+        (lambda g: g.update(role="router"), "router graph and its entry go together"),
     ],
 )
 def test_other_tensor_table(bundle: Path, change: Callable[[dict[str, Any]], object], reason: str) -> None:
     edit(bundle, lambda raw: change(raw["graphs"][0]))
     with pytest.raises(BundleError, match=reason):
         read_manifest(bundle)
+
+
+def test_a_router_of_another_model_is_refused(bundle: Path) -> None:
+    (bundle / "router.onnx").write_bytes(b"router")
+
+    def add(raw: dict[str, Any], image_encoder: str) -> None:
+        spec = graph_spec(GraphRole.ROUTER, ExportTarget.ONNXRUNTIME)
+        entry = GraphEntry(
+            role=GraphRole.ROUTER,
+            target=ExportTarget.ONNXRUNTIME,
+            file=FileEntry.of(bundle, PurePosixPath("router.onnx")),
+            opset=23,
+            inputs=tuple(TensorEntry.of(t) for t in spec.inputs),
+            outputs=tuple(TensorEntry.of(t) for t in spec.outputs),
+            checks={},
+        )
+        raw["graphs"].append(entry.model_dump(mode="json"))
+        raw["router"] = {"image_encoder": image_encoder, "text_encoder": None, "data": "clips", "steps": 3}
+
+    own = read_manifest(bundle).digests(GraphRole.IMAGE_ENCODER)
+    edit(bundle, lambda raw: add(raw, min(own)))
+    manifest = read_manifest(bundle)
+    assert manifest.router is not None
+    assert "router.onnx" in {f.path for f in manifest.files}
+    edit(bundle, lambda raw: raw["router"].update(image_encoder="0" * 64))
+    with pytest.raises(BundleError, match=r"a router for the image_encoder .*another model.*train-router"):
+        read_manifest(bundle)
+
+
+def test_changed_bundle_keeps_the_old_one_until_the_end(bundle: Path, tmp_path: Path) -> None:
+    before = {p: p.read_bytes() for p in sorted(bundle.rglob("*")) if p.is_file()}
+    with pytest.raises(RuntimeError), changed_bundle(bundle) as (copy, manifest):
+        (copy / "memory_encoder.onnx").write_bytes(b"other")
+        write_manifest(copy, manifest)
+        raise RuntimeError
+    assert {p: p.read_bytes() for p in sorted(bundle.rglob("*")) if p.is_file()} == before
+    for out in (None, tmp_path / "second"):
+        with changed_bundle(bundle, out) as (copy, manifest):
+            write_manifest(copy, manifest.model_copy(update={"fastsam2_version": "9"}))
+        assert read_manifest(bundle if out is None else out).fastsam2_version == "9"
 
 
 def test_new_bundle_appears_only_when_the_block_ends(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from fastsam2 import builtin, doctor
 from fastsam2.bundle import FileEntry, GraphEntry, Manifest, Origin, TensorEntry, write_manifest
 from fastsam2.cli import main
 from fastsam2.config import Prune
-from fastsam2.contracts import GRAPHS, graph_spec
+from fastsam2.contracts import BASE_ROLES, graph_spec
 from fastsam2.enums import BackendName, ExportTarget, Protect, PrunePolicy
 from fastsam2.errors import ExportError
 from fastsam2.export import exporter
@@ -69,7 +69,7 @@ def bundle(tmp_path: Path) -> Path:
     """A bundle whose graphs are not ONNX, which only running it would find out."""
     spec = model_spec(name="sam2.1_tiny", hidden_dim=32)
     graphs = []
-    for role in GRAPHS:
+    for role in BASE_ROLES:
         (tmp_path / f"{role.value}.onnx").write_bytes(role.value.encode() * 100)
         table = graph_spec(role, ExportTarget.TENSORRT)
         graphs.append(

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 import fastsam2
 from fastsam2.bundle import read_manifest
 from fastsam2.config import ModelSpec
-from fastsam2.contracts import GRAPHS, graph_spec
+from fastsam2.contracts import BASE_ROLES, graph_spec
 from fastsam2.enums import ExportTarget, GraphRole
 from fastsam2.errors import BundleError, ExportError, InternalError
 from fastsam2.export import export_bundle, to_onnx, validate
@@ -75,11 +75,11 @@ def test_both_targets(tmp_path: Path, recorder: Recorder) -> None:
     assert manifest.model.image_size == 64
     assert manifest.origin.checkpoint == "random:0"
     assert manifest.targets == (ORT, TRT)
-    assert {(g.role, g.target) for g in manifest.graphs} == {(r, t) for r in GRAPHS for t in (ORT, TRT)}
+    assert {(g.role, g.target) for g in manifest.graphs} == {(r, t) for r in BASE_ROLES for t in (ORT, TRT)}
     assert {g.opset for g in manifest.graphs} == {23}
     assert all(set(g.checks) == {t.name for t in g.outputs} for g in manifest.graphs)
-    own = {r for r in GRAPHS if r is not GraphRole.MEMORY_ENCODER}
-    assert {g.file.path for g in manifest.graphs if g.target is ORT} == {f"{r.value}.onnx" for r in GRAPHS}
+    own = {r for r in BASE_ROLES if r is not GraphRole.MEMORY_ENCODER}
+    assert {g.file.path for g in manifest.graphs if g.target is ORT} == {f"{r.value}.onnx" for r in BASE_ROLES}
     assert {g.file.path for g in manifest.graphs if g.target is TRT} == {f"tensorrt/{r.value}.onnx" for r in own} | {"memory_encoder.onnx"}
     assert recorder.exported == recorder.checked
     assert len(recorder.exported) == 9
@@ -90,7 +90,7 @@ def test_both_targets(tmp_path: Path, recorder: Recorder) -> None:
 def test_one_target(tmp_path: Path, recorder: Recorder) -> None:
     manifest = read_manifest(export_bundle(MICRO, "random:0", tmp_path / "out", targets=[TRT]))
     assert manifest.targets == (TRT,)
-    assert recorder.exported == [(role, TRT) for role in GRAPHS]
+    assert recorder.exported == [(role, TRT) for role in BASE_ROLES]
     assert manifest.graph(GraphRole.MEMORY_ENCODER, TRT).file.path == "memory_encoder.onnx"
     with pytest.raises(BundleError, match="--target onnxruntime --target tensorrt"):
         manifest.graph(GraphRole.IMAGE_ENCODER, ORT)

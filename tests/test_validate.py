@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from fastsam2.bundle import read_manifest
-from fastsam2.contracts import graph_spec
+from fastsam2.contracts import BASE_ROLES, graph_spec
 from fastsam2.enums import ExportTarget, GraphRole
 from fastsam2.errors import ExportError
 from fastsam2.export.checkpoints import LoadedModel, build_model
-from fastsam2.export.to_onnx import ROLES, depends_on_target, export_graph
+from fastsam2.export.to_onnx import build_wrapper, depends_on_target, export_graph
 from fastsam2.export.validate import TOLERANCE, check_graph
 
 ORT, TRT = ExportTarget.ONNXRUNTIME, ExportTarget.TENSORRT
@@ -24,7 +24,7 @@ def micro(micro_config: Path) -> LoadedModel:
 
 def test_every_graph_of_both_targets_was_checked_against_torch(bundle_micro: Path) -> None:
     manifest = read_manifest(bundle_micro)
-    assert {(g.role, g.target) for g in manifest.graphs} == {(role, target) for role in ROLES for target in ExportTarget}
+    assert {(g.role, g.target) for g in manifest.graphs} == {(role, target) for role in BASE_ROLES for target in ExportTarget}
     for graph in manifest.graphs:
         assert graph.checks.keys() == {t.name for t in graph_spec(graph.role, graph.target).outputs}
         assert max(graph.checks.values()) < TOLERANCE
@@ -34,7 +34,7 @@ def test_every_graph_of_both_targets_was_checked_against_torch(bundle_micro: Pat
 
 def test_tensorrt_graphs_use_standard_operators_only(micro: LoadedModel, bundle_micro: Path) -> None:
     manifest = read_manifest(bundle_micro)
-    for role in ROLES:
+    for role in BASE_ROLES:
         model = onnx.load(bundle_micro / manifest.graph(role, TRT).file.path)
         assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}, role
         if role is GraphRole.MEMORY_ATTENTION:
@@ -48,7 +48,8 @@ def test_tensorrt_graphs_use_standard_operators_only(micro: LoadedModel, bundle_
 def test_encoders_of_the_other_sizes(model: str, tmp_path: Path) -> None:
     loaded = build_model(model, "random:0", image_size=256)
     path = tmp_path / "image_encoder.onnx"
-    export_graph(loaded.module, loaded.spec, GraphRole.IMAGE_ENCODER, ORT, path)
+    wrapper = build_wrapper(loaded.module, loaded.spec, GraphRole.IMAGE_ENCODER, ORT)
+    export_graph(wrapper, loaded.spec, GraphRole.IMAGE_ENCODER, ORT, path)
     assert max(check_graph(loaded.module, loaded.spec, GraphRole.IMAGE_ENCODER, ORT, path).values()) < TOLERANCE
 
 

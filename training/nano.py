@@ -23,6 +23,7 @@ from torch.multiprocessing.spawn import spawn
 
 from fastsam2.training.clips import Batch, Batches, BatchShape
 from fastsam2.training.model import TrainableSam2, build_model
+from fastsam2.training.muon import Muon, matrices
 from fastsam2.training.rollout import Rolled, roll
 from fastsam2.training.silhouettes import available_silhouettes
 
@@ -31,6 +32,7 @@ _SAVE_SECONDS = 180
 _LOG_EVERY = 20
 _CLIP_NORM = 0.5
 _WEIGHT_DECAY = 0.02
+_OTHERS_RATE = 0.3
 _EMA = 0.995
 
 
@@ -41,7 +43,7 @@ class Stage:
     Attributes:
         shape: of the batch of one process.
         steps: in this stage.
-        rate: learning rate at its begin and end; linear between.
+        rate: learning rate of matrices at its begin and end, linear between; everything else learns at `_OTHERS_RATE` times that.
         teach_presence: gate masks by the truth, see `TrainableSam2`.
     """
 
@@ -59,6 +61,12 @@ PLANS: dict[str, tuple[Stage, ...]] = {
         Stage(BatchShape(128, 2, 8, 3, pace=0.3), 480, (6e-4, 6e-4), teach_presence=True),
         Stage(BatchShape(256, 3, 4, 3, pace=0.6), 250, (6e-4, 5e-4), teach_presence=True),
         Stage(BatchShape(256, 4, 3, 3), 600, (5e-4, 2e-5)),
+    ),
+    # More hours of CPU for weights that exist (`--initial`).
+    "continue": (
+        Stage(BatchShape(256, 4, 3, 3), 40, (0.0, 2e-3)),
+        Stage(BatchShape(256, 4, 3, 3), 560, (2e-3, 2e-3)),
+        Stage(BatchShape(256, 6, 2, 3), 500, (2e-3, 1e-4)),
     ),
     # One datacenter GPU.
     "gpu": (
@@ -144,7 +152,7 @@ class Trainer:
         if initial is not None:
             self.model.load_state_dict(torch.load(initial, map_location=device, weights_only=True)["model"])
         self.average = Average(self.model)
-        self.optimizer = self._new_optimizer()
+        self.optimizers = self._new_optimizers()
         self.progress = Progress()
         self._resume()
 
@@ -195,17 +203,20 @@ class Trainer:
 
     def _step(self, stage: Stage, batch: Batch) -> tuple[Rolled, float]:
         begin, end = stage.rate
-        for group in self.optimizer.param_groups:
-            group["lr"] = begin + (end - begin) * (self.progress.step + 0.5) / stage.steps
+        rate = begin + (end - begin) * (self.progress.step + 0.5) / stage.steps
+        for optimizer, share in zip(self.optimizers, (1.0, _OTHERS_RATE), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = share * rate
         half = self.device.type == "cuda"
         with torch.autocast("cuda", torch.bfloat16, enabled=half):
             rolled = roll(self.model, batch, device=self.device, teach_presence=stage.teach_presence)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         rolled.loss.backward()
         self._share_gradients()
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), _CLIP_NORM))
         if math.isfinite(norm):
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
             self.average.update(self.model)
         return replace(rolled, loss=rolled.loss.detach()), norm  # the graph goes with the step, not with the log
 
@@ -219,21 +230,27 @@ class Trainer:
         for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             p.grad = part.view_as(p)
 
-    def _new_optimizer(self) -> torch.optim.AdamW:
-        decayed = [p for p in self.model.parameters() if p.ndim > 1]
-        others = [p for p in self.model.parameters() if p.ndim <= 1]
-        return torch.optim.AdamW([{"params": decayed, "weight_decay": _WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}], lr=0.0)
+    def _new_optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+        """Muon for matrices, AdamW for everything else."""
+        main = matrices(self.model)
+        known = {id(p) for p in main}
+        others = [p for p in self.model.parameters() if id(p) not in known]
+        return Muon(main, lr=0.0, weight_decay=_WEIGHT_DECAY), torch.optim.AdamW(others, lr=0.0, weight_decay=0.0)
 
     def _resize(self, size: int) -> None:
         """Go on at another input size: the weights fit any; tables made from sizes do not."""
         if size == self.size:
             return
-        state = self.optimizer.state_dict()
+        states = [o.state_dict() for o in self.optimizers]
         weights = self.model.state_dict()
         self.model, self.size = build_model(size).to(self.device), size
         self.model.load_state_dict(weights)
-        self.optimizer = self._new_optimizer()
-        self.optimizer.load_state_dict(state)
+        self.optimizers = self._new_optimizers()
+        self._load_optimizers(states)
+
+    def _load_optimizers(self, states: list[dict[str, Any]]) -> None:
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict(state)
 
     def _save(self) -> None:
         if self.rank:
@@ -244,7 +261,7 @@ class Trainer:
                 "model": self.model.state_dict(),
                 "average": self.average.values,
                 "count": self.average.count,
-                "optimizer": self.optimizer.state_dict(),
+                "optimizers": [o.state_dict() for o in self.optimizers],
                 "progress": asdict(self.progress),
                 "size": self.size,
             },
@@ -259,7 +276,7 @@ class Trainer:
         self._resize(state["size"])
         self.model.load_state_dict(state["model"])
         self.average.values, self.average.count = state["average"], state["count"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        self._load_optimizers(state["optimizers"])
         self.progress = Progress(**state["progress"])
         if not self.rank:
             print(f"going on at {self.progress.place} after {self.progress.seconds / 3600:.2f} h", file=sys.stderr)

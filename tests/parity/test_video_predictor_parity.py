@@ -222,7 +222,8 @@ def test_plain_graphs_are_official_without_postprocessing(
     folder = Path(shutil.copytree(bundle_path("micro"), tmp_path / "plain"))
     manifest, target = read_manifest(folder), ExportTarget.ONNXRUNTIME
     encoder = folder / manifest.graph(GraphRole.MEMORY_ENCODER, target).file.path
-    to_onnx.export_graph(plain.module, plain.spec, GraphRole.MEMORY_ENCODER, target, encoder)
+    wrapper = to_onnx.build_wrapper(plain.module, plain.spec, GraphRole.MEMORY_ENCODER, target)
+    to_onnx.export_graph(wrapper, plain.spec, GraphRole.MEMORY_ENCODER, target, encoder)
     backend = PlainBackend(OnnxRuntimeBackend(folder, manifest, threads=1), plain)
     ours = SAM2VideoPredictor(LoadedBundle(manifest, backend))
     session = Session(ours, ours.init_state(list(official.clip.frames)), official.clip, _peek_ours)
@@ -281,9 +282,7 @@ def _built_at_256(build: Callable[..., Any], *arguments: Any) -> Any:
 
 
 @pytest.mark.xdist_group("tiny256_seed0")
-def test_script_with_one_changed_import(
-    bundle_path: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_script_with_one_changed_import(bundle_path: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The example of docs/drop_in.md as it stands, and with the import that it names; only device and image size are set from outside."""
     clip = make_clip("example", 1, frames=5)
     clip.write_official(tmp_path / "clip")
