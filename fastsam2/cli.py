@@ -14,14 +14,17 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 import fastsam2
 from fastsam2.cli_show import manifest_tables, progress_bar, score_table, show
-from fastsam2.enums import BackendName, ExportTarget, Protect, PrunePolicy, ScoredFrames
+from fastsam2.enums import BackendName, ExportTarget, Protect, PrunePolicy, PrunePreset, ScoredFrames
 from fastsam2.errors import FastSam2Error, PromptError, expected
+
+if TYPE_CHECKING:
+    from fastsam2.config import Prune
 
 app = typer.Typer(
     name="fastsam2",
@@ -40,7 +43,22 @@ class TargetChoice(str, Enum):
     ALL = "all"
 
 
+class PruneChoice(str, Enum):
+    """`--prune`: a policy, or a preset that names policy, budget and guard."""
+
+    DENSE = PrunePolicy.DENSE.value
+    RANDOM = PrunePolicy.RANDOM.value
+    UNIFORM = PrunePolicy.UNIFORM.value
+    MASK = PrunePolicy.MASK.value
+    POOL2X2 = PrunePolicy.POOL2X2.value
+    ROUTER = PrunePolicy.ROUTER.value
+    FAST = PrunePreset.FAST.value
+    BALANCED = PrunePreset.BALANCED.value
+    QUALITY = PrunePreset.QUALITY.value
+
+
 BUNDLE_HELP = "Folder that `fastsam2 export` wrote, or the name of a built-in bundle."
+TEXT_FORM = "[ID:]WORDS"
 _ALL_TARGETS = [TargetChoice.ALL]
 
 
@@ -113,11 +131,14 @@ def run(
     frames: Annotated[int | None, typer.Option(min=1, help="End after so many frames.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     backend: Annotated[BackendName, typer.Option(help="Where graphs run.")] = BackendName.ONNXRUNTIME,
-    prune: Annotated[PrunePolicy, typer.Option(help="How memory rows are chosen.")] = PrunePolicy.DENSE,
+    prune: Annotated[PruneChoice, typer.Option(help="How memory rows are chosen, or a preset for the router.")] = PruneChoice.DENSE,
     keep: Annotated[float | None, typer.Option(help="Share of a frame's memory rows to keep, 0..1.")] = None,
     tokens: Annotated[int | None, typer.Option(help="The same as a number of rows.")] = None,
-    protect: Annotated[str, typer.Option(metavar="prompt,newest|none", help="Frames that are never pruned.")] = "prompt,newest",
+    protect: Annotated[str | None, typer.Option(metavar="prompt,newest|none", help="Frames never pruned (default: both).")] = None,
     seed: Annotated[int, typer.Option(help="For --prune random.")] = 0,
+    guard: Annotated[bool, typer.Option("--guard", help="Keep more rows while tracking looks unsure.")] = False,
+    text: Annotated[list[str] | None, typer.Option(metavar=TEXT_FORM, help="What an object is, for --prune router.")] = None,
+    show_tokens: Annotated[bool, typer.Option("--show-tokens", help="Also write a video of the rows kept, and why.")] = False,
     corrections_as_prompts: Annotated[bool, typer.Option("--corrections-as-prompts", help="Hold corrected frames as prompts.")] = False,
     max_prompt_frames: Annotated[int, typer.Option(min=1, help="Prompted frames held per object.")] = 4,
     fill_holes: Annotated[int, typer.Option(min=0, metavar="AREA", help="Fill holes up to this area, low-resolution pixels.")] = 0,
@@ -132,11 +153,10 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Track prompted objects through a video; write their masks, or watch them."""
-    from fastsam2.config import Prune
     from fastsam2.runtime.prompt_args import read_prompts
 
-    timed = read_prompts(boxes=box or (), points=point or (), masks=mask or (), removals=remove or (), file=prompts)
-    pruning = Prune(policy=prune, keep=keep, tokens=tokens, protect=_protect(protect), seed=seed)
+    timed = read_prompts(boxes=box or (), points=point or (), masks=mask or (), removals=remove or (), texts=text or (), file=prompts)
+    pruning = _pruning(prune, keep=keep, tokens=tokens, protect=protect, seed=seed, guard=guard)
     with ExitStack() as opened:
         window = None
         if live_window:
@@ -161,6 +181,7 @@ def run(
             separate=separate,
             rle=rle,
             overlay=not no_overlay,
+            tokens=show_tokens,
             backend=backend,
             threads=threads,
             window=window,
@@ -245,6 +266,19 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="The report as JSON
         print(report.to_json())
     else:
         show(render(report))
+
+
+def _pruning(choice: PruneChoice, *, keep: float | None, tokens: int | None, protect: str | None, seed: int, guard: bool) -> Prune:
+    from fastsam2.config import Prune
+
+    if choice.value in {p.value for p in PrunePreset}:
+        if keep is not None or tokens is not None or protect is not None or guard:
+            raise PromptError(
+                expected(f"--prune {choice.value} alone", "--keep, --tokens, --protect or --guard with it", "Or name the policy: router")
+            )
+        return Prune.preset(choice.value)
+    frames = (Protect.PROMPT, Protect.NEWEST) if protect is None else _protect(protect)
+    return Prune(policy=PrunePolicy(choice.value), keep=keep, tokens=tokens, protect=frames, seed=seed, guard=guard)
 
 
 def _protect(text: str) -> tuple[Protect, ...]:

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fastsam2.enums import Protect, PrunePolicy
+from fastsam2.enums import Protect, PrunePolicy, PrunePreset
 from fastsam2.errors import PromptError, expected
 
 IMAGE_STRIDE = 16  # pixels per grid token, fixed by Hiera and the feature pyramid
 IMAGE_SIZE_MULTIPLE = 32  # Hiera tiles an 8-wide window embedding over the stride-4 map
 LOW_RES_STRIDE = 4  # pixels per low-resolution logit
 KEEP_BUCKETS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)  # shapes stay static: one engine profile or CUDA graph per bucket
+
+PRESET_KEEP = {PrunePreset.FAST: 0.02, PrunePreset.BALANCED: 0.05, PrunePreset.QUALITY: 0.25}  # all: router, guard, both protections
 
 # What official apply_postprocessing=True sets in a model's config, whatever other overrides say.
 POSTPROCESSING: dict[str, bool | float] = {
@@ -83,6 +85,7 @@ class Prune:
         protect: frames kept dense. The default (both) is what public evidence calls safe.
         seed: for `random`; the choice depends on seed, object id and frame only.
         buckets: the legal keep fractions, ascending, ending in 1.0.
+        guard: raise the budget, bucket by bucket up to all rows, while tracking looks unsure (`runtime/guard.py`).
 
     Raises:
         PromptError: if a value is out of range, or both `keep` and `tokens` are given.
@@ -94,6 +97,7 @@ class Prune:
     protect: tuple[Protect, ...] = (Protect.PROMPT, Protect.NEWEST)
     seed: int = 0
     buckets: tuple[float, ...] = KEEP_BUCKETS
+    guard: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -130,6 +134,21 @@ class Prune:
                 )
             )
 
+        if self.guard and self.policy in (PrunePolicy.DENSE, PrunePolicy.POOL2X2):
+            raise PromptError(expected("guard with a policy that has a budget", self.policy.value, "Name another policy, or leave it out"))
+
+    @classmethod
+    def preset(cls, preset: PrunePreset | str) -> Prune:
+        """The options a preset stands for.
+
+        Raises:
+            PromptError: if there is no such preset.
+        """
+        try:
+            return cls(policy=PrunePolicy.ROUTER, keep=PRESET_KEEP[PrunePreset(preset)], guard=True)
+        except ValueError as error:
+            raise PromptError(expected(f"a preset of {[p.value for p in PrunePreset]}", preset, "Pick one of those names")) from error
+
     def rows(self, tokens_per_frame: int) -> int:
         """K, the rows kept of one frame of N = `tokens_per_frame` tokens: the asked-for budget rounded up to a bucket.
 
@@ -145,6 +164,16 @@ class Prune:
         else:
             wanted = bucket_rows(1.0 if self.keep is None else self.keep, tokens_per_frame)
         return min(k for k in (bucket_rows(b, tokens_per_frame) for b in self.buckets) if k >= wanted)
+
+    def budgets(self, tokens_per_frame: int) -> tuple[int, ...]:
+        """`rows` and, with the guard, the larger buckets it may rise to, ascending.
+
+        Raises:
+            PromptError: as `rows`.
+        """
+        least = self.rows(tokens_per_frame)
+        larger = {bucket_rows(b, tokens_per_frame) for b in self.buckets} if self.guard else set()
+        return (least, *sorted(k for k in larger if k > least))
 
 
 def bucket_rows(fraction: float, tokens_per_frame: int) -> int:

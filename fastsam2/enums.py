@@ -34,6 +34,23 @@ class PrunePolicy(str, Enum):
     UNIFORM = "uniform"
     MASK = "mask"
     POOL2X2 = "pool2x2"
+    ROUTER = "router"
+
+
+class PrunePreset(str, Enum):
+    """Named `Prune` options; what each stands for is in `fastsam2.config`."""
+
+    FAST = "fast"
+    BALANCED = "balanced"
+    QUALITY = "quality"
+
+
+class Alarm(str, Enum):
+    """Why the guard raised the row budget; limits in `runtime/guard.py`."""
+
+    SCORE = "object score dropped"
+    IOU = "predicted IoU dropped"
+    AREA = "mask area jumped"
 
 
 class Protect(str, Enum):

@@ -41,6 +41,11 @@ def top_k_gather(scores: npt.NDArray[np.floating], rows: npt.NDArray[Row], k: in
         raise PromptError(expected(f"rows [B, N, D] with [B, N] = {list(scores.shape)}", list(rows.shape), todo))
     if not 0 <= k <= scores.shape[1]:
         raise PromptError(expected(f"k in 0..{scores.shape[1]}", k, "There are no more rows to keep"))
+    index = top_k(scores, k)
+    return np.take_along_axis(rows, index[:, :, None], axis=1), index
+
+
+def top_k(scores: npt.NDArray[np.floating], k: int) -> npt.NDArray[np.int32]:
+    """Index int32 [B,k] of the k largest of scores [B,N], strictly ascending; order of equal ones as in `top_k_gather`."""
     ranking = np.argsort(-scores, axis=1, kind="stable")
-    index = np.sort(ranking[:, :k], axis=1)
-    return np.take_along_axis(rows, index[:, :, None], axis=1), index.astype(np.int32)
+    return np.sort(ranking[:, :k], axis=1).astype(np.int32)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
+from pathlib import Path
 
 from fastsam2.builtin import bundle_path
 from fastsam2.bundle import Manifest, read_manifest
 from fastsam2.config import ModelSpec, Prune
-from fastsam2.enums import BackendName
-from fastsam2.errors import BackendError, expected
+from fastsam2.enums import BackendName, PrunePolicy
+from fastsam2.errors import BackendError, BundleError, expected
 from fastsam2.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from fastsam2.runtime.backends.protocol import Backend
 from fastsam2.runtime.image import ImagePredictor
 from fastsam2.runtime.stages import DEFAULT_MEMORY_BUDGET_MB
+from fastsam2.runtime.text import TextEncoder
 from fastsam2.runtime.tracker import DEFAULT_MAX_PROMPT_FRAMES, Tracker
 
 
@@ -20,17 +23,29 @@ class LoadedBundle:
     """Sessions and manifest of one bundle; makes trackers that share them.
 
     Args:
+        folder: the bundle.
         manifest: of the bundle.
         backend: runs its graphs.
     """
 
-    def __init__(self, manifest: Manifest, backend: Backend) -> None:
-        self.manifest, self.backend = manifest, backend
+    def __init__(self, folder: Path, manifest: Manifest, backend: Backend) -> None:
+        self.folder, self.manifest, self.backend = folder, manifest, backend
 
     @property
     def spec(self) -> ModelSpec:
         """Sizes of the model."""
         return self.manifest.model
+
+    @cached_property
+    def texts(self) -> TextEncoder | None:
+        """Encodes descriptions; None where the bundle has no text encoder.
+
+        Raises:
+            BackendError: if the package tokenizers is not installed.
+        """
+        if self.manifest.text is None:
+            return None
+        return TextEncoder(self.backend, self.folder / self.manifest.text.tokenizer.path, self.spec.text_dim)
 
     def tracker(
         self,
@@ -41,7 +56,16 @@ class LoadedBundle:
         fill_hole_area: int = 0,
         memory_budget_mb: int = DEFAULT_MEMORY_BUDGET_MB,
     ) -> Tracker:
-        """A new tracker with a memory of its own; arguments as in `Tracker`."""
+        """A new tracker with a memory of its own; arguments as in `Tracker`.
+
+        Raises:
+            PromptError: if an option is out of range.
+            BundleError: if rows are to be chosen by the router and the bundle has none.
+        """
+        routes = prune is not None and prune.policy is PrunePolicy.ROUTER
+        if routes and self.manifest.router is None:
+            todo = "Train one with `fastsam2 train-router`, or choose another policy, for example mask"
+            raise BundleError(expected("a bundle with a router", f"{self.folder} without", todo))
         return Tracker(
             self.backend,
             self.spec,
@@ -50,6 +74,7 @@ class LoadedBundle:
             max_prompt_frames=max_prompt_frames,
             fill_hole_area=fill_hole_area,
             memory_budget_mb=memory_budget_mb,
+            texts=self.texts if routes else None,
         )
 
     def image(self) -> ImagePredictor:
@@ -77,4 +102,4 @@ def load(path: str | os.PathLike[str], *, backend: str = BackendName.ONNXRUNTIME
             )
         )
     manifest = read_manifest(folder)
-    return LoadedBundle(manifest, OnnxRuntimeBackend(folder, manifest, threads=threads))
+    return LoadedBundle(folder, manifest, OnnxRuntimeBackend(folder, manifest, threads=threads))

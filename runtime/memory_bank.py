@@ -31,6 +31,7 @@ class FrameMemory:
         rows: uint16 [K, D], bfloat16 bits; None once only the pointer can still be read.
         position: int32 [K], rows of the position tables.
         scores: float32 [N] for the compaction to come; None when compacted or never to be.
+        keep: K of that compaction; None for the pruner's own.
         compacted: the rows went through the gather.
     """
 
@@ -39,6 +40,7 @@ class FrameMemory:
     rows: npt.NDArray[np.uint16] | None
     position: npt.NDArray[np.int32]
     scores: Float | None
+    keep: int | None = None
     compacted: bool = False
 
     @property
@@ -123,7 +125,7 @@ class ObjectMemory(Memory):
         super().__init__(spec)
         self.pruner, self.max_prompt_frames = pruner, max_prompt_frames
 
-    def write(self, frame: int, rows: Float, pointer: Float, *, prompt: bool, scores: Float | None) -> None:
+    def write(self, frame: int, rows: Float, pointer: Float, *, prompt: bool, scores: Float | None, keep: int | None = None) -> None:
         """Store the newest frame; earlier frames are compacted, demoted and dropped. Writing the same frame again replaces it.
 
         Args:
@@ -131,9 +133,10 @@ class ObjectMemory(Memory):
             rows: float32 [N, D] as memory_encoder gives them.
             pointer: float32 [C].
             prompt: whether the frame counts as a prompt frame.
-            scores: what `Pruner.score` gave for this frame.
+            scores: what `Pruner.score` or the router gave for this frame.
+            keep: rows to keep of it, one of `Pruner.budgets`; None for the least.
         """
-        self.frames[frame] = FrameMemory(pointer, prompt, to_bfloat16(rows), self._grid, scores)
+        self.frames[frame] = FrameMemory(pointer, prompt, to_bfloat16(rows), self._grid, scores, keep)
         prompts = sorted(t for t, m in self.frames.items() if m.prompt)
         for t in prompts[: -self.max_prompt_frames]:
             self.frames[t].prompt = False
@@ -144,7 +147,7 @@ class ObjectMemory(Memory):
             elif not memory.prompt and back >= self.spec.num_maskmem:
                 memory.rows, memory.scores = None, None
             elif memory.rows is not None and self._due(memory, newest=t == frame):
-                memory.rows, memory.position = self.pruner.compact(memory.rows, memory.scores)
+                memory.rows, memory.position = self.pruner.compact(memory.rows, memory.scores, memory.keep)
                 memory.scores, memory.compacted = None, True
 
     def _due(self, memory: FrameMemory, *, newest: bool) -> bool:

@@ -1,6 +1,6 @@
 """Files of `fastsam2 run`, and masks read from files.
 
-    (frame, Result), ... ──► OUT/.partial/ ──finish()──► OUT/masks/  masks.json  overlay.mp4  run.json
+    (frame, Result), ... ──► OUT/.partial/ ──finish()──► OUT/masks/  masks.json  overlay.mp4  tokens.mp4  run.json
 
 Nothing appears under its final name before the run is complete; run.json comes last.
 """
@@ -28,10 +28,11 @@ from PIL import Image
 from fastsam2.errors import PromptError, VideoError, expected
 from fastsam2.runtime.overlay import PALETTE, draw_overlay
 from fastsam2.runtime.result import Result
+from fastsam2.runtime.token_view import TokenPanels
 
 PARTIAL = ".partial"
 RUN_FILE = "run.json"
-OWNED = ("masks", "masks.json", "overlay.mp4", RUN_FILE)  # in the order they move into place
+OWNED = ("masks", "masks.json", "overlay.mp4", "tokens.mp4", RUN_FILE)  # in the order they move into place
 DEFAULT_FPS = 25.0  # overlay rate for sources without one, such as folders
 PALETTE_IDS = range(1, 256)
 
@@ -49,12 +50,23 @@ class RunWriter:
         separate: one mask file per object instead of one per frame; needed for ids outside 1..255 and to keep overlaps.
         rle: also write masks.json.
         overlay: also write overlay.mp4.
+        token_video: also write tokens.mp4, the memory rows kept of every frame but the last.
 
     Raises:
         VideoError: if the folder cannot be written, or holds files of these names that no run left there.
     """
 
-    def __init__(self, out: Path, *, size: tuple[int, int], fps: float | None, separate: bool, rle: bool, overlay: bool = True) -> None:
+    def __init__(
+        self,
+        out: Path,
+        *,
+        size: tuple[int, int],
+        fps: float | None,
+        separate: bool,
+        rle: bool,
+        overlay: bool = True,
+        token_video: TokenPanels | None = None,
+    ) -> None:
         self.out = out
         self.size = size
         self._separate = separate
@@ -63,6 +75,11 @@ class RunWriter:
         self._rle: TextIO | None = None
         self._separator = ""
         self._video = OverlayVideo(self._partial / "overlay.mp4", size=size, fps=fps or DEFAULT_FPS) if overlay else None
+        self._panels = token_video
+        self._tokens: OverlayVideo | None = None
+        if token_video is not None:
+            self._tokens = OverlayVideo(self._partial / "tokens.mp4", size=token_video.size(size), fps=fps or DEFAULT_FPS)
+        self._last: npt.NDArray[np.uint8] | None = None
         with _writing(out):
             foreign = [name for name in OWNED if (out / name).exists()]
             if foreign and RUN_FILE not in foreign:
@@ -112,6 +129,10 @@ class RunWriter:
                 self._write_rle(result, self._rle)
             if self._video is not None:
                 self._video.write(draw_overlay(frame_rgb, result) if picture is None else picture)
+            if self._tokens is not None and self._panels is not None:
+                if self._last is not None:
+                    self._tokens.write(self._panels.draw(self._last, result.tokens))
+                self._last = frame_rgb
         self._frames += 1
 
     def finish(self, run: dict[str, Any]) -> None:
@@ -130,10 +151,12 @@ class RunWriter:
             "masks": "separate" if self._separate else "palette",
             "rle": self._rle is not None,
             "overlay": self._video.facts() if self._video is not None else None,
+            "tokens": self._tokens.facts() if self._tokens is not None else None,
         }
         with _writing(self.out):
-            if self._video is not None:
-                self._video.close()
+            for video in (self._video, self._tokens):
+                if video is not None:
+                    video.close()
             if self._rle is not None:
                 self._rle.write("\n]\n")
                 self._rle.close()
@@ -147,8 +170,9 @@ class RunWriter:
         with suppress(OSError, av.error.FFmpegError):  # a full disk may refuse the last flush of what is thrown away anyway
             if self._rle is not None:
                 self._rle.close()
-            if self._video is not None:
-                self._video.close()
+            for video in (self._video, self._tokens):
+                if video is not None:
+                    video.close()
         with _writing(self.out):
             if self._partial.exists():
                 shutil.rmtree(self._partial)

@@ -90,14 +90,15 @@ def _outline(mask: npt.NDArray[np.bool_], thickness: int) -> npt.NDArray[np.bool
 
 
 @lru_cache(maxsize=8)
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+def label_font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Pillow's own font, `size` pixels high."""
     return ImageFont.load_default(size)
 
 
 def _label(picture: Image.Image, drawn: list[_Drawn]) -> None:
     """Writes each id on a plate in the object's colour, over the top of its mask and within the picture."""
     draw = ImageDraw.Draw(picture)
-    font = _font(max(10, picture.height // 36))
+    font = label_font(max(10, picture.height // 36))
     for item in drawn:
         rows, columns = item.box
         text = str(item.object_id)

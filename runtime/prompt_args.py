@@ -1,7 +1,9 @@
 """Prompts of a whole run as texts and JSON: command line or file -> one list in the order a run meets them.
 
     --box [ID:]x0,y0,x1,y1[@FRAME]   --point [ID:]x,y[,0|1][@FRAME]   --mask [ID:]M.png[@FRAME]   --remove ID@FRAME
-    --prompts prompts.json           [{"id": 1, "frame": 0, "box": [...], "points": [[x, y]], "labels": [1], "mask": "M.png"},
+    --text [ID:]WORDS, for the router
+    --prompts prompts.json           [{"id": 1, "frame": 0, "box": [...], "points": [[x, y]], "labels": [1], "mask": "M.png",
+                                       "text": "WORDS"},
                                       {"id": 1, "frame": 14, "remove": true}]
 
 ID is 1 and FRAME is 0 when left out. In a mask's text only a leading integer and ":", and a trailing "@" and integer count: the file
@@ -27,8 +29,10 @@ BOX_FORM = "[ID:]x0,y0,x1,y1[@FRAME]"
 POINT_FORM = "[ID:]x,y[,0|1][@FRAME]"
 MASK_FORM = "[ID:]M.png[@FRAME]"
 REMOVE_FORM = "ID@FRAME"
+TEXT_FORM = "[ID:]WORDS"
 
 _TIMED = re.compile(r"(?:([0-9]+):)?(.*?)(?:@([0-9]+))?", re.DOTALL)
+_DESCRIPTION = re.compile(r"(?:([0-9]+):)?(.*)", re.DOTALL)
 _REMOVAL = re.compile(r"([0-9]+)@([0-9]+)")
 
 
@@ -44,9 +48,10 @@ class TimedPrompt:
         labels: 1 on the object, 0 off it, one per point; all 1 when None.
         mask: picture of the object's mask.
         remove: the object is removed before `frame` is tracked.
+        text: what the object is, from `frame` on; read by the router.
 
     Raises:
-        PromptError: if id, frame or labels are not legal, or a removal comes with a prompt.
+        PromptError: if id, frame, labels or text are not legal, or a removal comes with a prompt.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
@@ -58,6 +63,7 @@ class TimedPrompt:
     labels: tuple[int, ...] | None = None
     mask: Path | None = None
     remove: bool = False
+    text: str | None = None
 
     def __post_init__(self) -> None:
         check_object_id(self.id)
@@ -65,9 +71,11 @@ class TimedPrompt:
             raise PromptError(expected("a frame index >= 0", repr(self.frame), "The first frame is 0"))
         if self.labels is not None and len(self.labels) != len(self.points):
             raise PromptError(expected(f"{len(self.points)} labels, one per point", len(self.labels), "Give as many labels as points"))
+        if self.text is not None and not self.text.strip():
+            raise PromptError(expected("a description with a word", repr(self.text), "Leave it out where there is nothing to say"))
         given = self.box is not None or bool(self.points) or self.mask is not None
-        if self.remove and given:
-            raise PromptError(expected("a removal alone", "a removal with a box, points or mask", "Give them separately"))
+        if self.remove and (given or self.text is not None):
+            raise PromptError(expected("a removal alone", "a removal with a box, points, mask or text", "Give them separately"))
         if not self.remove and not given:
             raise PromptError(expected("a box, points or a mask", "none", "Give one of them, or remove"))
 
@@ -76,7 +84,7 @@ class TimedPrompt:
         return {"id": self.id, "frame": self.frame, **_ADAPTER.dump_python([self], mode="json", exclude_defaults=True)[0]}
 
     def to_args(self) -> list[str]:
-        """Command-line arguments that say the same."""
+        """Command-line arguments that say the same, all but `text`."""
         if self.remove:
             return ["--remove", f"{self.id}@{self.frame}"]
         args = ["--mask", f"{self.id}:{self.mask}@{self.frame}"] if self.mask else []
@@ -129,6 +137,18 @@ def parse_removal(text: str) -> TimedPrompt:
     return TimedPrompt(id=int(match[1]), frame=int(match[2]), remove=True)
 
 
+def parse_text(text: str) -> tuple[int, str]:
+    """`TEXT_FORM` -> id and description.
+
+    Raises:
+        PromptError: if there is no word in it.
+    """
+    match = _DESCRIPTION.fullmatch(text)
+    if match is None or not match[2].strip():
+        raise PromptError(expected(f"--text {TEXT_FORM}", repr(text), "For example --text '2:the red striped star'"))
+    return int(match[1] or 1), match[2].strip()
+
+
 def load_prompts(file: Path) -> list[TimedPrompt]:
     """The prompts of a JSON file, in its order.
 
@@ -154,9 +174,12 @@ def read_prompts(
     points: Sequence[str] = (),
     masks: Sequence[str] = (),
     removals: Sequence[str] = (),
+    texts: Sequence[str] = (),
     file: Path | None = None,
 ) -> list[TimedPrompt]:
     """All prompts of a command line, combined; order within a frame: boxes, points, masks, then the file's.
+
+    A text goes with every prompt that adds its object.
 
     Raises:
         PromptError: as the parsers above and `combine`.
@@ -168,7 +191,38 @@ def read_prompts(
         (parse_removal, removals),
     )
     prompts = [parse(text) for parse, texts in parsers for text in texts]
-    return combine(prompts + (load_prompts(file) if file else []))
+    return _described(combine(prompts + (load_prompts(file) if file else [])), [parse_text(text) for text in texts])
+
+
+def adding(plan: Iterable[TimedPrompt]) -> list[TimedPrompt]:
+    """The prompts of a combined list that add their object: its first, and its first after a removal."""
+    tracked: set[int] = set()
+    added = []
+    for prompt in plan:
+        if prompt.remove:
+            tracked.discard(prompt.id)
+        elif prompt.id not in tracked:
+            tracked.add(prompt.id)
+            added.append(prompt)
+    return added
+
+
+def _described(plan: list[TimedPrompt], texts: Sequence[tuple[int, str]]) -> list[TimedPrompt]:
+    known = dict(texts)
+    if len(known) != len(texts):
+        raise PromptError(
+            expected("one --text for an object", [f"{i}:{text}" for i, text in texts], "Give different objects different ids")
+        )
+    added = adding(plan)
+    for object_id in known:
+        if object_id not in {p.id for p in added}:
+            got = f"one for object {object_id}, of {sorted({p.id for p in added})}"
+            raise PromptError(expected("a --text for an object that is prompted", got, "Write --text ID:WORDS with the object's id"))
+    for prompt in added:
+        if prompt.id in known and prompt.text is not None:
+            raise PromptError(expected(f"one text for object {prompt.id}", "one in the file and one in --text", "Give one of the two"))
+    starts = {(p.id, p.frame) for p in added}
+    return [replace(p, text=known[p.id]) if p.id in known and not p.remove and (p.id, p.frame) in starts else p for p in plan]
 
 
 def combine(prompts: Iterable[TimedPrompt]) -> list[TimedPrompt]:
@@ -203,8 +257,12 @@ def _merge(first: TimedPrompt, second: TimedPrompt) -> TimedPrompt:
         raise PromptError(expected(f"one mask alone, or points and a box, {where}", "a mask and something else", "Give one of the two"))
     if first.box and second.box:
         raise PromptError(expected(f"at most one box {where}", "two", "Give different objects different ids: --box 2:x0,y0,x1,y1"))
+    if first.text is not None and second.text is not None:
+        raise PromptError(expected(f"one text {where}", "two", "Give one of the two"))
     labels = tuple(label for p in (first, second) for label in (p.labels if p.labels is not None else (LABEL_POSITIVE,) * len(p.points)))
-    return replace(first, box=first.box or second.box, points=first.points + second.points, labels=labels or None)
+    return replace(
+        first, box=first.box or second.box, points=first.points + second.points, labels=labels or None, text=first.text or second.text
+    )
 
 
 def _parse(text: str, option: str, form: str, example: str, body_of: Callable[[str], dict[str, Any] | None]) -> TimedPrompt:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from fastsam2.enums import Alarm
 from fastsam2.errors import BackendError, PromptError, expected
 
 if TYPE_CHECKING:
@@ -30,6 +31,33 @@ class MemoryReport:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenReport:
+    """Which memory rows of a frame are kept once it is no longer the newest, and why.
+
+    Attributes:
+        frame: the frame they belong to, the one before the result's: rows are judged when they are written, one step later.
+        ids: objects; row i of every array is object ids[i].
+        keep: K, rows kept of each object.
+        alarms: why the guard raised K, per object; None for an object that gave no reason.
+        scores: float32 [B, N]; only the order matters, but for the router, whose scores sum to 1.
+        kept: bool [B, N], the K largest.
+        uncertainty: float32 [B, N], 0..1; None unless the router judged, as the next two.
+        relevance: float32 [B, N], cosine to the object's description, 0 without one.
+        context: float32 [N], how much a token differs from its neighbours; the same for all objects.
+    """
+
+    frame: int
+    ids: tuple[int, ...]
+    keep: int
+    alarms: tuple[Alarm | None, ...]
+    scores: npt.NDArray[np.float32]
+    kept: npt.NDArray[np.bool_]
+    uncertainty: npt.NDArray[np.float32] | None = None
+    relevance: npt.NDArray[np.float32] | None = None
+    context: npt.NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """Masks of one frame. Arrays belong to the caller and stay valid.
 
@@ -42,6 +70,7 @@ class Result:
         ious: float32 [B]; predicted IoU of the mask, 0..1 (1 for mask prompts).
         low_res_logits: float32 [B, L, L]; -1024 where an object is not visible.
         memory: what the bank holds.
+        tokens: which rows of the frame before are kept and why; None without a policy that scores rows, and on the first frame.
     """
 
     frame: int
@@ -52,6 +81,7 @@ class Result:
     ious: npt.NDArray[np.float32]
     low_res_logits: npt.NDArray[np.float32]
     memory: MemoryReport = field(default_factory=MemoryReport)
+    tokens: TokenReport | None = None
 
     def __getitem__(self, object_id: int) -> npt.NDArray[np.bool_]:
         """Mask of one object, bool [H, W].

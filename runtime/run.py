@@ -18,9 +18,9 @@ from time import perf_counter
 from typing import Any
 
 from fastsam2.config import Prune
-from fastsam2.enums import BackendName
+from fastsam2.enums import BackendName, PrunePolicy
 from fastsam2.errors import PromptError, expected
-from fastsam2.runtime.loaded import load
+from fastsam2.runtime.loaded import LoadedBundle, load
 from fastsam2.runtime.outputs import PALETTE_IDS, RunWriter, load_mask
 from fastsam2.runtime.overlay import draw_overlay
 from fastsam2.runtime.prompt_args import TimedPrompt, combine
@@ -30,6 +30,7 @@ from fastsam2.runtime.run_record import FrameLog, RunOptions, run_json
 from fastsam2.runtime.stages import DEFAULT_MEMORY_BUDGET_MB
 from fastsam2.runtime.stream import OverlayStream
 from fastsam2.runtime.timing import StageTimer
+from fastsam2.runtime.token_view import MAX_LINES, TokenPanels
 from fastsam2.runtime.tracker import DEFAULT_MAX_PROMPT_FRAMES, Tracker
 from fastsam2.runtime.video import Frame, FrameSource, open_video
 from fastsam2.runtime.watch import Watch
@@ -54,6 +55,7 @@ def run_video(
     separate: bool = False,
     rle: bool = False,
     overlay: bool = True,
+    tokens: bool = False,
     backend: BackendName = BackendName.ONNXRUNTIME,
     threads: int | None = None,
     window: Window | None = None,
@@ -81,6 +83,7 @@ def run_video(
         separate: one mask folder per object instead of palette pictures; objects may overlap and ids may exceed 255.
         rle: also write run-length encoded masks.
         overlay: also write a video with the masks drawn in.
+        tokens: also write a video of the memory rows that are kept and why, see `draw_tokens`; needs a policy that scores rows.
         backend: where graphs run.
         threads: CPU threads inside one operator; every core this process may use when None.
         window: shows the overlay and takes boxes; the caller closes it.
@@ -106,6 +109,9 @@ def run_video(
         raise PromptError(expected("--out, --show or --stream", "none of them", "Say where the masks go"))
     if out is None and (separate or rle):
         raise PromptError(expected("--out with --separate or --rle", "none", "Name the folder to write"))
+    if tokens and (out is None or prune is None or prune.policy in (PrunePolicy.DENSE, PrunePolicy.POOL2X2)):
+        got = "no --out" if out is None else f"policy {(prune or Prune()).policy.value}"
+        raise PromptError(expected("--show-tokens with --out and a policy that scores rows", got, "Add --out, or --prune mask or router"))
     if not plan and window is None:
         raise PromptError(expected("at least one prompt", "none", "Give --box, --point, --mask or --prompts, or draw with --show"))
     options = RunOptions(
@@ -119,7 +125,7 @@ def run_video(
             "fill_hole_area": fill_hole_area,
             "memory_budget_mb": memory_budget_mb,
         },
-        files={"separate": separate, "rle": rle, "overlay": overlay},
+        files={"separate": separate, "rle": rle, "overlay": overlay, "tokens": tokens},
         frames=frames,
         backend=backend,
         threads=threads,
@@ -127,6 +133,7 @@ def run_video(
         stream=stream,
     )
     loaded = load(bundle, backend=backend.value, threads=threads)
+    _check_texts(plan, options.prune, loaded)
     options.prune.rows(loaded.spec.tokens)  # raises before anything is opened
     timer = StageTimer()
     with open_video(source, max_frames=frames) as video:
@@ -135,7 +142,7 @@ def run_video(
         tracker = loaded.tracker(prune=options.prune, **options.tracker)
         sender = None if stream is None else OverlayStream(stream, size=video.size, fps=video.fps, live=video.live)
         with closing(Watch(window=window, stream=sender, stream_alone=out is None and window is None)) as watch:
-            writer = None if out is None else RunWriter(out, size=video.size, fps=video.fps, **options.files)
+            writer = None if out is None else _writer(out, options, plan, video)
             try:
                 run = _Run(tracker, video, actions, timer, watch, writer)
                 log = run.track(lambda n: progress and progress(n, limit))
@@ -152,6 +159,23 @@ def run_video(
                     writer.abort()
                 raise
     return record
+
+
+def _writer(out: Path, options: RunOptions, plan: Sequence[TimedPrompt], video: FrameSource) -> RunWriter:
+    files = dict(options.files)
+    shown = min(MAX_LINES, len({p.id for p in plan}) or 1)
+    panels = TokenPanels(shown, routed=options.prune.policy is PrunePolicy.ROUTER) if files.pop("tokens") else None
+    return RunWriter(out, size=video.size, fps=video.fps, **files, token_video=panels)
+
+
+def _check_texts(plan: Sequence[TimedPrompt], prune: Prune, loaded: LoadedBundle) -> None:
+    described = [p for p in plan if p.text is not None]
+    if described and prune.policy is not PrunePolicy.ROUTER:
+        got = f"{described[0].text!r} with policy {prune.policy.value}"
+        raise PromptError(expected("texts with --prune router", got, "Only the router reads descriptions: add --prune router"))
+    if described and loaded.manifest.text is None:
+        got = f"{loaded.folder} without"
+        raise PromptError(expected("a bundle with a text encoder", got, "Add one with `fastsam2 add-text`, or give no text"))
 
 
 def _checked_actions(plan: Sequence[TimedPrompt], video: FrameSource, limit: int | None, separate: bool) -> dict[int, list[Action]]:
@@ -236,6 +260,8 @@ class _Run:
             if not prompt.remove:
                 call = self.tracker.correct if prompt.id in self.tracker.ids else self.tracker.add
                 result = call(prompt.id, **arguments)
+                if prompt.text is not None:
+                    self.tracker.describe(prompt.id, prompt.text)
         return result
 
     def _hand_out(self, frame: Frame, result: Result) -> None:

@@ -16,8 +16,8 @@ import fastsam2
 from fastsam2.config import KEEP_BUCKETS, ModelSpec, Prune
 from fastsam2.enums import BackendName
 from fastsam2.runtime.backends.onnxruntime import usable_cores
-from fastsam2.runtime.prompt_args import TimedPrompt
-from fastsam2.runtime.result import MemoryReport, Result
+from fastsam2.runtime.prompt_args import TimedPrompt, adding
+from fastsam2.runtime.result import MemoryReport, Result, TokenReport
 from fastsam2.runtime.video import FrameSource
 
 LIVE_DROPS = "keep only the newest frame"
@@ -33,7 +33,7 @@ class RunOptions:
     out: Path | None
     prune: Prune
     tracker: Mapping[str, Any]  # corrections_as_prompts, max_prompt_frames, fill_hole_area, memory_budget_mb
-    files: Mapping[str, bool]  # separate, rle, overlay
+    files: Mapping[str, bool]  # separate, rle, overlay, tokens
     frames: int | None
     backend: BackendName
     threads: int | None
@@ -41,9 +41,13 @@ class RunOptions:
     stream: str | None
 
     def command(self, plan: Sequence[TimedPrompt]) -> str | None:
-        """The command line that repeats the run; None when `prune` has buckets that no option can name."""
+        """The command line that repeats the run; None when `prune` has buckets, or a correction a text, that no option can name."""
         prune = self.prune
-        if prune.buckets != KEEP_BUCKETS:
+        added = [p for p in adding(plan) if p.text is not None]
+        if prune.buckets != KEEP_BUCKETS or len(added) != sum(p.text is not None for p in plan):
+            return None
+        texts = dict.fromkeys((p.id, p.text) for p in added)
+        if len(texts) != len({i for i, _ in texts}):
             return None
         values = {
             "--out": self.out,
@@ -62,9 +66,12 @@ class RunOptions:
             "--separate": self.files["separate"],
             "--rle": self.files["rle"],
             "--no-overlay": self.out is not None and not self.files["overlay"],
+            "--guard": prune.guard,
+            "--show-tokens": self.files["tokens"],
         }
         args = ["fastsam2", "run", bundle_text(self.bundle), "--video", self.source]
         args += [arg for prompt in plan for arg in prompt.to_args()]
+        args += [arg for i, text in texts for arg in ("--text", f"{i}:{text}")]
         args += [arg for option, value in values.items() if value is not None for arg in (option, str(value))]
         return shlex.join(args + [flag for flag, on in flags.items() if on])
 
@@ -93,6 +100,7 @@ class FrameLog:
                 "scores": [round(v, 6) for v in result.scores.tolist()],
                 "visible": result.visible.tolist(),
                 "ious": [round(v, 6) for v in result.ious.tolist()],
+                **({} if result.tokens is None else _tokens_json(result.tokens)),
             }
         )
 
@@ -159,6 +167,12 @@ def bundle_text(bundle: str | os.PathLike[str]) -> str:
     return text if isinstance(bundle, str) or os.sep in text else os.path.join(".", text)
 
 
+def _tokens_json(tokens: TokenReport) -> dict[str, Any]:
+    """Rows kept of the frame before, and why there are more of them than asked for."""
+    alarms = {str(i): alarm.value for i, alarm in zip(tokens.ids, tokens.alarms, strict=True) if alarm is not None}
+    return {"kept_rows": tokens.keep, **({"alarms": alarms} if alarms else {})}
+
+
 def _objects_json(plan: Sequence[TimedPrompt], frames: int) -> list[dict[str, Any]]:
     """When each object came and went, in the order they came; one that came back has two entries."""
     objects: list[dict[str, Any]] = []
@@ -194,4 +208,5 @@ def _prune_json(prune: Prune) -> dict[str, Any]:
         "protect": [p.value for p in prune.protect],
         "seed": prune.seed,
         "buckets": list(prune.buckets),
+        "guard": prune.guard,
     }

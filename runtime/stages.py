@@ -42,6 +42,15 @@ class Decoded:
     score: Float
 
 
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """What the router says of the rows of B objects: scores [B, N] that sum to 1, relevance [B, N], context [N]."""
+
+    scores: Float
+    relevance: Float
+    context: Float
+
+
 def activation_bytes(role: GraphRole, spec: ModelSpec, rows: int = 0) -> int:
     """Estimated peak bytes of one object inside a graph: the widest live tensors, float32.
 
@@ -57,6 +66,10 @@ def activation_bytes(role: GraphRole, spec: ModelSpec, rows: int = 0) -> int:
     if role is GraphRole.MASK_DECODER:
         # three C/8-wide maps at low resolution, three C/4-wide maps at half of it, eight copies of the tokens
         return 4 * (spec.low_res**2 * (3 * spec.hidden_dim // 8 + 3 * spec.hidden_dim // 16 + 8) + spec.tokens * 8 * spec.hidden_dim)
+    if role is GraphRole.ROUTER:
+        return 4 * (
+            spec.low_res**2 * 2 + spec.tokens * spec.hidden_dim
+        )  # the mask's probabilities, features and hidden layer of every cell
     # the mask at full size three times, the first convolution twice, the 4x wide hidden layer of the fuser twice
     return 4 * (pixels * 5 + spec.tokens * 10 * spec.hidden_dim)
 
@@ -216,6 +229,47 @@ class Stages:
             }
             parts.append(self._run(GraphRole.MEMORY_ENCODER, inputs)["rows"])
         return _join(parts)
+
+    def route(
+        self,
+        features: Features,
+        *,
+        logits: Float,
+        scores: Float,
+        ious: Float,
+        uncertainty: Float,
+        texts: Sequence[Float | None],
+    ) -> Routed:
+        """What the memory rows of B objects are worth.
+
+        Args:
+            features: of the frame.
+            logits: float32 [B, L, L].
+            scores: float32 [B], object scores.
+            ious: float32 [B].
+            uncertainty: float32 [B, N].
+            texts: text embedding of each object, float32 [E], or None.
+        """
+        text = np.zeros((len(texts), self.spec.text_dim), np.float32)
+        for row, embedding in enumerate(texts):
+            if embedding is not None:
+                text[row] = embedding
+        given = np.array([embedding is not None for embedding in texts])
+        parts = []
+        for part in self.chunks(GraphRole.ROUTER, len(logits)):
+            inputs: dict[str, Array] = {
+                "tokens": features.tokens,
+                "text": text[part],
+                "has_text": given[part],
+                "low_res_logits": logits[part][:, None],
+                "uncertainty": uncertainty[part],
+                "object_score": scores[part],
+                "iou": ious[part],
+            }
+            out = self._run(GraphRole.ROUTER, inputs)
+            parts.append((out["scores"], out["relevance"]))
+        merged, relevance = (_join(list(column)) for column in zip(*parts, strict=True))
+        return Routed(merged, relevance, out["context"][0])
 
     def _run(self, role: GraphRole, inputs: dict[str, Array]) -> dict[str, Array]:
         with self.timer.stage(role.value):

@@ -7,7 +7,9 @@ arrives, so a correction costs one decoder run and never leaves two versions of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +17,14 @@ import numpy.typing as npt
 from fastsam2.config import ModelSpec, Prune
 from fastsam2.errors import PromptError, expected
 from fastsam2.runtime.backends.protocol import Backend, Float
+from fastsam2.runtime.guard import GuardState
 from fastsam2.runtime.memory_bank import ObjectMemory
 from fastsam2.runtime.postprocess import fill_holes, masks_from_logits
 from fastsam2.runtime.preprocess import check_frame, frame_to_pixels, mask_to_input
 from fastsam2.runtime.prompts import Prompt, check_object_id, make_prompt, to_model_points
-from fastsam2.runtime.pruning import Pruner, RowContext
-from fastsam2.runtime.result import MemoryReport, Result
+from fastsam2.runtime.pruning import Pruner
+from fastsam2.runtime.result import MemoryReport, Result, TokenReport
+from fastsam2.runtime.row_judge import Judged, Judgement, RowJudge
 from fastsam2.runtime.stages import DEFAULT_MEMORY_BUDGET_MB, Decoded, Features, Stages
 from fastsam2.runtime.timing import StageTimer
 
@@ -58,6 +62,15 @@ class _Outcome:
 class _Object:
     memory: ObjectMemory
     newest: _Outcome
+    text: Float | None  # float32 [E], embedding of its description
+
+
+class Describes(Protocol):
+    """Turns descriptions into embeddings; `fastsam2.runtime.text.TextEncoder` is one."""
+
+    def encode(self, texts: Sequence[str]) -> Float:
+        """Embeddings of T texts, float32 [T, E], unit length."""
+        ...
 
 
 class Tracker:
@@ -71,6 +84,7 @@ class Tracker:
         max_prompt_frames: most prompt frames an object attends to (official `max_cond_frames_in_attn`); older ones become ordinary frames.
         fill_hole_area: background holes of at most this many low-resolution pixels are filled; 0 fills none.
         memory_budget_mb: estimated activations of one batch of objects, MiB.
+        texts: encodes descriptions; None where the bundle has no text encoder.
 
     Raises:
         PromptError: if an option is out of range.
@@ -86,6 +100,7 @@ class Tracker:
         max_prompt_frames: int = DEFAULT_MAX_PROMPT_FRAMES,
         fill_hole_area: int = 0,
         memory_budget_mb: int = DEFAULT_MEMORY_BUDGET_MB,
+        texts: Describes | None = None,
     ) -> None:
         if max_prompt_frames < 1:
             raise PromptError(expected("max_prompt_frames >= 1", max_prompt_frames, f"The default is {DEFAULT_MAX_PROMPT_FRAMES}"))
@@ -98,11 +113,15 @@ class Tracker:
         self.fill_hole_area = fill_hole_area
         self._timer = StageTimer()
         self._stages = Stages(backend, spec, self._timer, memory_budget_mb=memory_budget_mb)
+        self._judge = RowJudge(self.pruner, self._stages, spec)
+        self._texts = texts
         self._objects: dict[int, _Object] = {}
         self._frame: int | None = None
         self._size: tuple[int, int] | None = None
         self._pixels: npt.NDArray[np.uint8] | None = None
         self._features: Features | None = None
+        self._guard = GuardState()
+        self._tokens: TokenReport | None = None
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -138,14 +157,16 @@ class Tracker:
         with self._timer.stage("preprocess"):
             pixels = frame_to_pixels(frame, self.spec.image_size)
         index = 0 if self._frame is None else self._frame + 1
-        features, outcomes = None, {}
+        features, outcomes, judgement = None, {}, None
         if self._objects:
-            self._write_memories()
+            judgement = self._write_memories()
             features = self._stages.encode_image(pixels)
             outcomes = self._track(index, features)
         for object_id, outcome in outcomes.items():
             self._objects[object_id].newest = outcome
         self._frame, self._size, self._pixels, self._features = index, size, pixels, features
+        self._tokens = None if judgement is None else judgement.report
+        self._guard = GuardState() if judgement is None else judgement.guard
         return self._result()
 
     def add(
@@ -156,6 +177,7 @@ class Tracker:
         points: npt.ArrayLike | None = None,
         labels: npt.ArrayLike | None = None,
         mask: npt.ArrayLike | None = None,
+        text: str | None = None,
     ) -> Result:
         """Start tracking an object from the newest frame on.
 
@@ -165,12 +187,13 @@ class Tracker:
             points: [n, 2] x, y in video pixels.
             labels: [n]; 1 on the object, 0 off it; all 1 when left out.
             mask: bool [H, W]; instead of box and points.
+            text: what the object is, for the router; see `describe`.
 
         Returns:
             Masks of all objects on the newest frame.
 
         Raises:
-            PromptError: if there is no frame yet, the id is in use, or the prompt is not legal. The tracker is unchanged.
+            PromptError: if there is no frame yet, the id is in use, or prompt or text are not legal. The tracker is unchanged.
         """
         prompt = self._prompt(box=box, points=points, labels=labels, mask=mask)
         object_id = check_object_id(object_id)
@@ -178,9 +201,10 @@ class Tracker:
             raise PromptError(
                 expected("a new object id", f"{object_id}, which is being tracked", "Use correct() for it, or remove() it first")
             )
+        embedding = None if text is None else self._embedding(text)
         outcome = self._answer(prompt, previous=None, append=False)
         memory = ObjectMemory(self.spec, self.pruner, max_prompt_frames=self.max_prompt_frames)
-        self._objects[object_id] = _Object(memory, outcome)
+        self._objects[object_id] = _Object(memory, outcome, embedding)
         return self._result()
 
     def correct(
@@ -218,6 +242,19 @@ class Tracker:
         known.newest = self._answer(prompt, previous=known.newest, append=append)
         return self._result()
 
+    def describe(self, object_id: int, text: str | None) -> None:
+        """Say what an object is; the router prefers memory rows that fit the description, from the newest frame on.
+
+        Args:
+            object_id: a tracked object.
+            text: a short phrase, such as "the red striped star"; None takes the description back.
+
+        Raises:
+            PromptError: if the id is unknown, the text is empty, the rows are not chosen by the router, or the bundle has no text encoder.
+        """
+        known = self._known(object_id)
+        known.text = None if text is None else self._embedding(text)
+
     def remove(self, object_id: int) -> None:
         """Stop tracking an object and free its memory.
 
@@ -230,7 +267,8 @@ class Tracker:
     def reset(self) -> None:
         """Forget every object and frame; the next frame has index 0 and may have another size."""
         self._objects.clear()
-        self._frame = self._size = self._pixels = self._features = None
+        self._frame = self._size = self._pixels = self._features = self._tokens = None
+        self._guard = GuardState()
 
     def _prompt(self, **given: npt.ArrayLike | None) -> Prompt:
         if self._size is None:
@@ -268,7 +306,15 @@ class Tracker:
             self._features = self._stages.encode_image(self._pixels)
         return self._features
 
-    def _write_memories(self) -> None:
+    def _embedding(self, text: str) -> Float:
+        if not self.pruner.routes:
+            raise PromptError(expected("no text without the router", repr(text), "Prune with policy router: only it reads descriptions"))
+        if self._texts is None:
+            raise PromptError(expected("a bundle with a text encoder", "one without", "Add one with `fastsam2 add-text`, or give no text"))
+        embedding: Float = self._texts.encode([text])[0]
+        return embedding
+
+    def _write_memories(self) -> Judgement:
         """Encode the newest frame into every object's memory. Doing it twice gives the same state."""
         assert self._frame is not None
         features, objects = self._newest_features(), list(self._objects.items())
@@ -278,10 +324,12 @@ class Tracker:
             np.array([o.newest.score for _, o in objects], np.float32),
             np.array([o.newest.prompted for _, o in objects]),
         )
-        for (object_id, known), own_rows in zip(objects, rows, strict=True):
-            context = RowContext(self.spec, object_id, self._frame, known.newest.memory_logits, self.pruner.prune.seed)
-            scores = self.pruner.score(context)
-            known.memory.write(self._frame, own_rows, known.newest.pointer, prompt=known.newest.as_prompt, scores=scores)
+        judged = [Judged(i, o.newest.memory_logits, o.newest.score, o.newest.iou, o.newest.prompted, o.text) for i, o in objects]
+        judgement = self._judge.judge(self._frame, features, judged, self._guard)
+        for (_, known), own_rows, scores in zip(objects, rows, judgement.scores, strict=True):
+            newest, keep = known.newest, judgement.keep
+            known.memory.write(self._frame, own_rows, newest.pointer, prompt=newest.as_prompt, scores=scores, keep=keep)
+        return judgement
 
     def _track(self, index: int, features: Features) -> dict[int, _Outcome]:
         """Outcomes of all objects on a new frame."""
@@ -341,4 +389,5 @@ class Tracker:
                 share=tuple(rows / (self.spec.num_maskmem * self.spec.tokens) for rows in held),
                 bytes=tuple(o.memory.nbytes for o in objects),
             ),
+            tokens=self._tokens,
         )

@@ -109,10 +109,17 @@ def test_run_defaults_are_those_of_the_library(run_calls: list[Any]) -> None:
     assert set(options) == set(parameters) - {"bundle", "source", "out", "prompts", "prune", "progress", "amend"}
 
 
+def test_presets(run_calls: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert _call(*RUN, "--point", "3,4", "--prune", "balanced") == 0
+    assert run_calls[0][1]["prune"] == Prune(policy=PrunePolicy.ROUTER, keep=0.05, guard=True)
+    assert _call(*RUN, "--point", "3,4", "--prune", "balanced", "--keep", "0.1") == 2
+    assert "--prune balanced alone" in capsys.readouterr().err
+
+
 def test_run_options(run_calls: list[Any], tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text('[{"id": 4, "frame": 2, "points": [[1, 2]]}]')
     prompts = ["--box", "1,2,3,4", "--box", "2:1,2,3,4@5", "--point", "5,6,0", "--mask", "3:m.png@1", "--remove", "2@7"]
-    prune = ["--prune", "mask", "--keep", "0.05", "--protect", "newest", "--seed", "9"]
+    prune = ["--prune", "mask", "--keep", "0.05", "--protect", "newest", "--seed", "9", "--guard", "--show-tokens", "--text", "4:a cup"]
     numbers = [
         "--frames",
         "8",
@@ -135,11 +142,11 @@ def test_run_options(run_calls: list[Any], tmp_path: Path) -> None:
         "prompts": [
             TimedPrompt(id=1, box=(1, 2, 3, 4), points=((5, 6),), labels=(0,)),
             TimedPrompt(id=3, frame=1, mask=Path("m.png")),
-            TimedPrompt(id=4, frame=2, points=((1, 2),)),
+            TimedPrompt(id=4, frame=2, points=((1, 2),), text="a cup"),
             TimedPrompt(id=2, frame=5, box=(1, 2, 3, 4)),
             TimedPrompt(id=2, frame=7, remove=True),
         ],
-        "prune": Prune(policy=PrunePolicy.MASK, keep=0.05, protect=(Protect.NEWEST,), seed=9),
+        "prune": Prune(policy=PrunePolicy.MASK, keep=0.05, protect=(Protect.NEWEST,), seed=9, guard=True),
         "corrections_as_prompts": True,
         "max_prompt_frames": 2,
         "fill_hole_area": 6,
@@ -148,6 +155,7 @@ def test_run_options(run_calls: list[Any], tmp_path: Path) -> None:
         "separate": True,
         "rle": True,
         "overlay": False,
+        "tokens": True,
         "backend": BackendName.ONNXRUNTIME,
         "threads": 1,
         "window": None,

@@ -165,6 +165,7 @@ def test_run_json_says_what_was_written(tmp_path: Path) -> None:
             "masks": "palette",
             "rle": True,
             "overlay": {"codec": "libx264" if "libx264" in av.codecs_available else "mpeg4", "fps": 25.0, "size": [36, 50]},
+            "tokens": None,
         },
     }
 

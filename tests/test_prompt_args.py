@@ -11,6 +11,7 @@ import pytest
 from fastsam2.errors import PromptError
 from fastsam2.runtime.prompt_args import (
     TimedPrompt,
+    adding,
     combine,
     load_prompts,
     parse_box,
@@ -218,3 +219,25 @@ def test_json_and_arguments_round_trip(tmp_path: Path) -> None:
         for option, text in zip(args[::2], args[1::2], strict=True):
             texts[options[option]].append(text)
     assert read_prompts(**texts) == prompts  # type: ignore[arg-type]
+
+
+def test_a_text_goes_with_the_prompt_that_adds_its_object() -> None:
+    plan = read_prompts(boxes=["2:1,2,30,40@3", "2:1,2,30,40@9"], points=["5,6@4"], removals=["2@8"], texts=["2:the red: star", "a cup"])
+    assert [(p.id, p.frame, p.text) for p in plan] == [(2, 3, "the red: star"), (1, 4, "a cup"), (2, 8, None), (2, 9, "the red: star")]
+    assert adding(plan) == [plan[0], plan[1], plan[3]]
+
+
+@pytest.mark.parametrize(
+    ("texts", "reason"),
+    [
+        (["3:a star"], r"object 3, of \[2\].*--text ID:WORDS"),
+        (["2:a star", "2:a cup"], "one --text for an object"),
+        (["2: "], "--text .*'2: '"),
+        ([""], "--text "),
+    ],
+)
+def test_texts_that_are_refused(texts: list[str], reason: str) -> None:
+    with pytest.raises(PromptError, match=reason):
+        read_prompts(boxes=["2:1,2,30,40"], texts=texts)
+    with pytest.raises(PromptError, match="a description with a word"):
+        TimedPrompt(id=1, box=(0, 0, 1, 1), text=" ")

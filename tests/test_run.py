@@ -8,8 +8,10 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import av
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -56,6 +58,10 @@ class RecordingTracker:
         self.calls.append(("correct", object_id, self.frame, prompt))
         return self._result()
 
+    def describe(self, object_id: int, text: str | None) -> None:
+        assert object_id in self.ids
+        self.calls.append(("describe", object_id, self.frame, text))
+
     def remove(self, object_id: int) -> None:
         self.ids = tuple(i for i in self.ids if i != object_id)
         self.calls.append(("remove", object_id, self.frame))
@@ -78,6 +84,8 @@ BUNDLE = Path("bundle dir")
 
 class Bundle:
     spec = SPEC
+    folder = BUNDLE
+    manifest = SimpleNamespace(text=None)
 
     def tracker(self, **options: Any) -> RecordingTracker:
         self.made = RecordingTracker(options)
@@ -190,6 +198,7 @@ def test_record(folder: Path, tmp_path: Path) -> None:
         "protect": ["prompt", "newest"],
         "seed": 0,
         "buckets": [0.02, 0.05, 0.1, 0.25, 0.5, 1.0],
+        "guard": False,
     }
     assert record["config"]["prompts"] == [p.to_json() for p in prompts]
     assert not (tmp_path / "out" / "overlay.mp4").exists()
@@ -363,3 +372,33 @@ def test_written_frame_is_the_one_after_its_prompts(folder: Path, tmp_path: Path
 
     _run(CorrectedBundle(), folder, tmp_path / "out", read_prompts(points=["3,4", "3,4@1"]), frames=3)
     assert [_palette(tmp_path / "out", t) for t in range(3)] == [[0, 1], [1], [0, 1]]
+
+
+def test_texts_are_given_where_they_stand(folder: Path, tmp_path: Path) -> None:
+    prompts = [*read_prompts(boxes=["2:1,2,10,12"], texts=["2:a cup"]), TimedPrompt(id=2, frame=3, box=(1, 2, 9, 9), text="a red cup")]
+    bundle = Bundle()
+    bundle.manifest = SimpleNamespace(text="a text encoder")
+    prune = Prune(policy=PrunePolicy.ROUTER, keep=0.05, guard=True)
+    record = _run(bundle, folder, tmp_path / "out", prompts, prune=prune, tokens=True, overlay=False)
+    assert [c for c in bundle.made.calls if c[0] == "describe"] == [("describe", 2, 0, "a cup"), ("describe", 2, 3, "a red cup")]
+    assert record["command"] is None  # --text names one description for an object
+    assert [p["text"] for p in record["config"]["prompts"]] == ["a cup", "a red cup"]
+    record = _run(bundle, folder, tmp_path / "one", prompts[:1], prune=prune, tokens=True, overlay=False)
+    assert " --text '2:a cup' " in record["command"] and record["command"].endswith("--no-overlay --guard --show-tokens")
+    with av.open(str(tmp_path / "one" / "tokens.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == FRAMES - 1
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"prune": Prune(policy=PrunePolicy.MASK, keep=0.1)}, "texts with --prune router"),
+        ({"prune": Prune(policy=PrunePolicy.ROUTER)}, "a bundle with a text encoder"),
+        ({"tokens": True}, "a policy that scores rows, got policy dense"),
+        ({"tokens": True, "prune": Prune(policy=PrunePolicy.POOL2X2)}, "a policy that scores rows"),
+    ],
+)
+def test_texts_and_token_videos_that_are_refused(folder: Path, tmp_path: Path, options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(PromptError, match=reason):
+        _run(Bundle(), folder, tmp_path / "out", read_prompts(boxes=["1,2,10,12"], texts=["a cup"]), **options)
+    assert not (tmp_path / "out").exists()

@@ -65,8 +65,8 @@ PLANS: dict[str, tuple[Stage, ...]] = {
     # More hours of CPU for weights that exist (`--initial`).
     "continue": (
         Stage(BatchShape(256, 4, 3, 3), 40, (0.0, 2e-3)),
-        Stage(BatchShape(256, 4, 3, 3), 560, (2e-3, 2e-3)),
-        Stage(BatchShape(256, 6, 2, 3), 500, (2e-3, 1e-4)),
+        Stage(BatchShape(256, 4, 3, 3), 320, (2e-3, 2e-3)),
+        Stage(BatchShape(256, 6, 2, 3), 460, (1.5e-3, 2e-5)),
     ),
     # One datacenter GPU.
     "gpu": (
