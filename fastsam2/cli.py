@@ -3,6 +3,8 @@
     export -> fastsam2.export.exporter.export_bundle      inspect -> fastsam2.bundle.read_manifest
     run    -> fastsam2.runtime.run.run_video              doctor  -> fastsam2.doctor.examine
     demo   -> fastsam2.demo.run_demo                      score   -> fastsam2.benchmarks.score.score_folders
+    add-text     -> fastsam2.export.text.add_text         fit-text -> fastsam2.training.text_fit.fit_text_command
+    train-router -> fastsam2.training.router.train_router_command
 
 Exit codes: 0 done, 1 a bug (with a traceback), 2 something the caller can put right, 130 interrupted.
 """
@@ -14,14 +16,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 import fastsam2
 from fastsam2.cli_show import manifest_tables, progress_bar, score_table, show
 from fastsam2.enums import BackendName, ExportTarget, Protect, PrunePolicy, PrunePreset, ScoredFrames
-from fastsam2.errors import FastSam2Error, PromptError, expected
+from fastsam2.errors import BundleError, ExportError, FastSam2Error, PromptError, expected
 
 if TYPE_CHECKING:
     from fastsam2.config import Prune
@@ -58,6 +60,7 @@ class PruneChoice(str, Enum):
 
 
 BUNDLE_HELP = "Folder that `fastsam2 export` wrote, or the name of a built-in bundle."
+DATA_HELP = "Folder in the layout of DAVIS, MOSE or SA-V, or procedural clips."
 TEXT_FORM = "[ID:]WORDS"
 _ALL_TARGETS = [TargetChoice.ALL]
 
@@ -113,7 +116,7 @@ def export(
         image_size=image_size,
         targets=targets,
         overwrite=overwrite,
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        progress=_say,
     )
 
 
@@ -241,6 +244,54 @@ def score(
 
 
 @app.command()
+def add_text(
+    *,
+    bundle: Annotated[str, typer.Option(help=BUNDLE_HELP)],
+    clip: Annotated[str, typer.Option(help="CLIP checkpoint of transformers: hub id or folder.")],
+    out: Annotated[Path | None, typer.Option(help="A new bundle; without it the bundle itself is changed.")] = None,
+) -> None:
+    """Give a bundle the text encoder of a CLIP checkpoint (needs torch and transformers)."""
+    from fastsam2.export.text import add_text as add
+
+    add(_own_bundle(bundle, out), clip, out=out, progress=_say)
+
+
+@app.command()
+def fit_text(
+    *,
+    bundle: Annotated[str, typer.Option(help="Bundle with a text encoder.")],
+    data: Annotated[str, typer.Option(metavar="DIR|procedural", help=DATA_HELP)],
+    out: Annotated[Path | None, typer.Option(help="A new bundle; without it the bundle itself is changed.")] = None,
+    clips: Annotated[int, typer.Option(min=1, help="Clips to fit to.")] = 200,
+    seed: Annotated[int, typer.Option(help="Which clips.")] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+) -> None:
+    """Map descriptions to tokens by least squares, and report whether the map points the right way."""
+    command = _needs_torch("fastsam2.training.text_fit").fit_text_command
+    report = command(_own_bundle(bundle, out), data=data, out=out, clips=clips, seed=seed, threads=threads, progress=_say)
+    print(report.sign.lines())
+
+
+@app.command()
+def train_router(
+    *,
+    bundle: Annotated[str, typer.Option(help=BUNDLE_HELP)],
+    data: Annotated[str, typer.Option(metavar="DIR|procedural", help=DATA_HELP)],
+    out: Annotated[Path | None, typer.Option(help="A new bundle; without it the bundle itself is changed.")] = None,
+    work: Annotated[Path, typer.Option(help="Folder for samples, saves and log; the same call goes on from there.")] = Path("out/router"),
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 2000,
+    clips: Annotated[int, typer.Option(min=1, help="Clips to train on.")] = 60,
+    seed: Annotated[int, typer.Option(help="Of clips, weights and batches.")] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+) -> None:
+    """Train the router that ranks memory rows; encoder and text encoder stay as they are."""
+    command = _needs_torch("fastsam2.training.router").train_router_command
+    own = _own_bundle(bundle, out)
+    report = command(own, data=data, out=out, work=work, steps=steps, clips=clips, seed=seed, threads=threads, progress=_say)
+    print(report.table())
+
+
+@app.command()
 def inspect(
     bundle: Annotated[str, typer.Argument(help=BUNDLE_HELP)],
     json: Annotated[bool, typer.Option("--json", help="The manifest as JSON.")] = False,
@@ -266,6 +317,31 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="The report as JSON
         print(report.to_json())
     else:
         show(render(report))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _own_bundle(bundle: str, out: Path | None) -> Path:
+    """The folder of a bundle that is going to be changed; built-in ones are not."""
+    from fastsam2.builtin import MODELS, bundle_path
+
+    folder = bundle_path(bundle)
+    if out is None and folder.resolve().is_relative_to(MODELS.resolve()):
+        raise BundleError(expected("--out for a built-in bundle", f"{bundle} alone", "Name a new folder: the built-in one stays as it is"))
+    return folder
+
+
+def _needs_torch(module: str) -> Any:
+    from importlib import import_module
+
+    from fastsam2.export.checkpoints import INSTALL
+
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise ExportError(expected(f"the package {error.name} for this command", "none installed", INSTALL)) from error
 
 
 def _pruning(choice: PruneChoice, *, keep: float | None, tokens: int | None, protect: str | None, seed: int, guard: bool) -> Prune:

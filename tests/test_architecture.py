@@ -20,13 +20,23 @@ MAY_IMPORT = {
     "runtime": ("kernels",),
     "kernels": (),
     "benchmarks": ("export", "runtime"),
-    "training": ("benchmarks", "export", "runtime"),
+    "training": ("benchmarks", "export", "kernels", "runtime"),
 }
 EXPORTER_ONLY = ("torch", "sam2", "onnx")
 NEED_TORCH = ("export", "training")
 AGAINST_OFFICIAL = ("benchmarks/against_official.py",)  # runs the official predictor
 # Entry points above the folders; the rest of fastsam2/ is the shared ground.
-ENTRY_POINTS = ("__init__.py", "__main__.py", "bundle_cache.py", "cli.py", "cli_show.py", "demo.py", "doctor.py", "video_predictor.py")
+ENTRY_POINTS = (
+    "__init__.py",
+    "__main__.py",
+    "bundle_cache.py",
+    "caption.py",
+    "cli.py",
+    "cli_show.py",
+    "demo.py",
+    "doctor.py",
+    "video_predictor.py",
+)
 IMPORTING = re.compile(r"\b(import_module|__import__)$")
 MAX_LINES = 450
 

@@ -66,7 +66,7 @@ PLANS: dict[str, tuple[Stage, ...]] = {
     "continue": (
         Stage(BatchShape(256, 4, 3, 3), 40, (0.0, 2e-3)),
         Stage(BatchShape(256, 4, 3, 3), 320, (2e-3, 2e-3)),
-        Stage(BatchShape(256, 6, 2, 3), 460, (1.5e-3, 2e-5)),
+        Stage(BatchShape(256, 6, 2, 3), 520, (1.5e-3, 2e-5)),
     ),
     # One datacenter GPU.
     "gpu": (
