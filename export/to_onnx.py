@@ -34,19 +34,21 @@ def depends_on_target(role: GraphRole) -> bool:
 
 
 def build_wrapper(model: Any, spec: ModelSpec, role: GraphRole, target: ExportTarget) -> nn.Module:
-    """The torch module that is exported as `role`."""
+    """The torch module that is exported as `role`, in evaluation mode."""
     match role:
         case GraphRole.IMAGE_ENCODER:
-            return ImageEncoderGraph(model)
+            wrapper: nn.Module = ImageEncoderGraph(model)
         case GraphRole.MEMORY_ATTENTION:
-            return MemoryAttentionGraph(model, spec, target)
+            wrapper = MemoryAttentionGraph(model, spec, target)
         case GraphRole.MASK_DECODER:
-            return MaskDecoderGraph(model, spec)
+            wrapper = MaskDecoderGraph(model, spec)
         case GraphRole.MASK_PROMPT:
-            return MaskPromptGraph(model, spec)
+            wrapper = MaskPromptGraph(model, spec)
         case GraphRole.MEMORY_ENCODER:
-            return MemoryEncoderGraph(model, spec)
-    raise InternalError(f"no exporter for graph {role.value}")
+            wrapper = MemoryEncoderGraph(model, spec)
+        case _:
+            raise InternalError(f"{role.value} is not made from a SAM 2 model")
+    return wrapper.eval()
 
 
 def example_inputs(spec: ModelSpec, role: GraphRole, target: ExportTarget, sizes: dict[str, int], seed: int = 0) -> dict[str, torch.Tensor]:

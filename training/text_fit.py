@@ -323,7 +323,6 @@ def fit_text(
     fit = solve(x, y, RIDGE_SHARE * len(x) if ridge is None else ridge)
     say(f"{fit.samples} pairs, ridge {fit.ridge:g}, condition {fit.condition:.3g}, explains {fit.explained:.1%} of the tokens' differences")
     sign = sign_report(see(loaded, held_out, frames=frames), encode, fit.projection)
-    say(sign.lines())
     with changed_bundle(folder, out) as (copy, manifest):
         _store(copy, manifest, fit)
     return TextFitReport(folder if out is None else Path(out), fit.samples, fit.ridge, fit.condition, fit.explained, sign)

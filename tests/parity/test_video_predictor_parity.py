@@ -225,7 +225,7 @@ def test_plain_graphs_are_official_without_postprocessing(
     wrapper = to_onnx.build_wrapper(plain.module, plain.spec, GraphRole.MEMORY_ENCODER, target)
     to_onnx.export_graph(wrapper, plain.spec, GraphRole.MEMORY_ENCODER, target, encoder)
     backend = PlainBackend(OnnxRuntimeBackend(folder, manifest, threads=1), plain)
-    ours = SAM2VideoPredictor(LoadedBundle(manifest, backend))
+    ours = SAM2VideoPredictor(LoadedBundle(folder, manifest, backend))
     session = Session(ours, ours.init_state(list(official.clip.frames)), official.clip, _peek_ours)
     SCRIPTS["correction"].calls(session)
     _check(official, session)
