@@ -77,9 +77,9 @@ class RouterReport:
 
     def table(self) -> str:
         """`captured` and `worst` as lines of text."""
-        head = "policy".ljust(18) + "".join(f"keep {b:<6g}10th pct  " for b in BUDGETS)
+        head = "policy".ljust(21) + "".join(f"keep {b:<6g}10th pct  " for b in BUDGETS)
         lines = [
-            name.ljust(18) + "".join(f"{means[b]:<11.3f}{self.worst[name][b]:<10.3f}" for b in BUDGETS)
+            name.ljust(21) + "".join(f"{means[b]:<11.3f}{self.worst[name][b]:<10.3f}" for b in BUDGETS)
             for name, means in self.captured.items()
         ]
         return "\n".join([head, *lines])
