@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastsam2.builtin import bundle_to_change
 from fastsam2.bundle import FileEntry, GraphEntry, Manifest, TextEntry, changed_bundle, write_manifest
 from fastsam2.config import ModelSpec
 from fastsam2.contracts import CLIP_CONTEXT
@@ -59,14 +60,14 @@ class ClipText:
     padding_token: str
 
 
-def add_text(bundle: Path, clip: str, *, out: Path | None = None, progress: Callable[[str], None] | None = None) -> Path:
+def add_text(bundle: Path | str, clip: str, *, out: Path | None = None, progress: Callable[[str], None] | None = None) -> Path:
     """Add the text encoder of a CLIP checkpoint to a bundle, or replace the one it has.
 
     A text projection or a router that was fitted to another text encoder is dropped, and so is a router whose text input is of another
     width. On any failure the bundle stays as it was.
 
     Args:
-        bundle: folder of a bundle.
+        bundle: folder, or name of a built-in bundle, which then needs `out`.
         clip: hub id or local folder of a transformers CLIP checkpoint (`CLIPModel` or `CLIPTextModelWithProjection`) of any width, with
             a fast tokenizer and a context of 77 tokens.
         out: a new folder for the result; None changes `bundle` itself.
@@ -79,10 +80,10 @@ def add_text(bundle: Path, clip: str, *, out: Path | None = None, progress: Call
         ExportError: if a package is missing, the checkpoint is not such a CLIP, or the graph differs from torch beyond its tolerance.
         BundleError: if the bundle is not whole, or the result cannot be written.
     """
-    say = progress or (lambda _: None)
+    say, source_folder = progress or (lambda _: None), bundle_to_change(bundle, out)
     for name in ("torch", "sam2", "onnx", "onnxscript"):
         _package(name, INSTALL)
-    with changed_bundle(bundle, out) as (folder, old):
+    with changed_bundle(source_folder, out) as (folder, old):
         say(f"loading the text half of {clip}")
         text = load_clip_text(clip)
         spec = ModelSpec(**{**old.model.model_dump(), "text_dim": int(text.model.text_projection.out_features)})
@@ -94,7 +95,7 @@ def add_text(bundle: Path, clip: str, *, out: Path | None = None, progress: Call
             (folder / gone).unlink()
         write_manifest(folder, manifest)
         check_complete(folder)
-    result = Path(bundle if out is None else out)
+    result = Path(source_folder if out is None else out)
     say(f"wrote {result}")
     return result
 

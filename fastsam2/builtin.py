@@ -51,6 +51,22 @@ def bundle_path(bundle: PathLike) -> Path:
     return path
 
 
+def bundle_to_change(bundle: PathLike, out: Path | None) -> Path:
+    """The folder of a bundle that something is going to be added to; what ships with the package stays as it is.
+
+    Args:
+        bundle: as in `bundle_path`.
+        out: where the result goes; None for the bundle itself.
+
+    Raises:
+        BundleError: as `bundle_path`, and for a built-in bundle without `out`.
+    """
+    folder = bundle_path(bundle)
+    if out is None and folder.resolve().is_relative_to(MODELS.resolve()):
+        raise BundleError(expected("--out for a built-in bundle", f"{bundle} alone", "Name a new folder: the built-in one stays as it is"))
+    return folder
+
+
 def sample_path(sample: PathLike) -> Path:
     """The folder that a sample clip's name or path stands for, by the rule of `bundle_path`.
 

@@ -23,7 +23,7 @@ import typer
 import fastsam2
 from fastsam2.cli_show import manifest_tables, progress_bar, score_table, show
 from fastsam2.enums import BackendName, ExportTarget, Protect, PrunePolicy, PrunePreset, ScoredFrames
-from fastsam2.errors import BundleError, ExportError, FastSam2Error, PromptError, expected
+from fastsam2.errors import ExportError, FastSam2Error, PromptError, expected
 
 if TYPE_CHECKING:
     from fastsam2.config import Prune
@@ -253,7 +253,7 @@ def add_text(
     """Give a bundle the text encoder of a CLIP checkpoint (needs torch and transformers)."""
     from fastsam2.export.text import add_text as add
 
-    add(_own_bundle(bundle, out), clip, out=out, progress=_say)
+    add(bundle, clip, out=out, progress=_say)
 
 
 @app.command()
@@ -268,7 +268,7 @@ def fit_text(
 ) -> None:
     """Map descriptions to tokens by least squares, and report whether the map points the right way."""
     command = _needs_torch("fastsam2.training.text_fit").fit_text_command
-    report = command(_own_bundle(bundle, out), data=data, out=out, clips=clips, seed=seed, threads=threads, progress=_say)
+    report = command(bundle, data=data, out=out, clips=clips, seed=seed, threads=threads, progress=_say)
     print(report.sign.lines())
 
 
@@ -286,8 +286,7 @@ def train_router(
 ) -> None:
     """Train the router that ranks memory rows; encoder and text encoder stay as they are."""
     command = _needs_torch("fastsam2.training.router").train_router_command
-    own = _own_bundle(bundle, out)
-    report = command(own, data=data, out=out, work=work, steps=steps, clips=clips, seed=seed, threads=threads, progress=_say)
+    report = command(bundle, data=data, out=out, work=work, steps=steps, clips=clips, seed=seed, threads=threads, progress=_say)
     print(report.table())
 
 
@@ -321,16 +320,6 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="The report as JSON
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _own_bundle(bundle: str, out: Path | None) -> Path:
-    """The folder of a bundle that is going to be changed; built-in ones are not."""
-    from fastsam2.builtin import MODELS, bundle_path
-
-    folder = bundle_path(bundle)
-    if out is None and folder.resolve().is_relative_to(MODELS.resolve()):
-        raise BundleError(expected("--out for a built-in bundle", f"{bundle} alone", "Name a new folder: the built-in one stays as it is"))
-    return folder
 
 
 def _needs_torch(module: str) -> Any:

@@ -134,7 +134,7 @@ class Prune:
                 )
             )
 
-        if self.guard and self.policy in (PrunePolicy.DENSE, PrunePolicy.POOL2X2):
+        if self.guard and not self.policy.scores_rows:
             raise PromptError(expected("guard with a policy that has a budget", self.policy.value, "Name another policy, or leave it out"))
 
     @classmethod

@@ -36,6 +36,11 @@ class PrunePolicy(str, Enum):
     POOL2X2 = "pool2x2"
     ROUTER = "router"
 
+    @property
+    def scores_rows(self) -> bool:
+        """Whether rows are ranked and the best of them kept, so that there is a budget to choose."""
+        return self not in (PrunePolicy.DENSE, PrunePolicy.POOL2X2)
+
 
 class PrunePreset(str, Enum):
     """Named `Prune` options; what each stands for is in `fastsam2.config`."""

@@ -55,7 +55,6 @@ class Pruner:
         self.prune = prune
         self._spec = spec
         self._policy = _SCORING[prune.policy]() if prune.policy in _SCORING else None
-        self._scored = self._policy is not None or self.routes
 
     @property
     def active(self) -> bool:
@@ -110,7 +109,7 @@ class Pruner:
             InternalError: if called for policy dense, with rows of another shape, or with scores missing or not wanted.
         """
         shape = (self._spec.tokens, self._spec.memory_dim)
-        if not self.active or rows.shape != shape or (scores is None) == self._scored:
+        if not self.active or rows.shape != shape or (scores is None) == self.prune.policy.scores_rows:
             got = f"policy {self.prune.policy.value}, rows {list(rows.shape)}, {'no scores' if scores is None else 'scores'}"
             what = f"a pruning policy, rows {list(shape)} and what score() answered"
             raise InternalError(expected(what, got, "Compact a dense frame once"))

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fastsam2.enums import Alarm
 from fastsam2.errors import BackendError, PromptError, expected
+from fastsam2.kernels.reference import top_k
 
 if TYPE_CHECKING:
     from supervision import Detections
@@ -40,7 +41,6 @@ class TokenReport:
         keep: K, rows kept of each object.
         alarms: why the guard raised K, per object; None for an object that gave no reason.
         scores: float32 [B, N]; only the order matters, but for the router, whose scores sum to 1.
-        kept: bool [B, N], the K largest.
         uncertainty: float32 [B, N], 0..1; None unless the router judged, as the next two.
         relevance: float32 [B, N], cosine to the object's description, 0 without one.
         context: float32 [N], how much a token differs from its neighbours; the same for all objects.
@@ -51,10 +51,16 @@ class TokenReport:
     keep: int
     alarms: tuple[Alarm | None, ...]
     scores: npt.NDArray[np.float32]
-    kept: npt.NDArray[np.bool_]
     uncertainty: npt.NDArray[np.float32] | None = None
     relevance: npt.NDArray[np.float32] | None = None
     context: npt.NDArray[np.float32] | None = None
+
+    @property
+    def kept(self) -> npt.NDArray[np.bool_]:
+        """The rows kept, bool [B, N]: the K largest scores, worked out when asked for."""
+        kept = np.zeros(self.scores.shape, np.bool_)
+        np.put_along_axis(kept, top_k(self.scores, self.keep), True, axis=1)
+        return kept
 
 
 @dataclass(frozen=True, slots=True)

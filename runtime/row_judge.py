@@ -12,12 +12,11 @@ import numpy as np
 
 from fastsam2.config import ModelSpec
 from fastsam2.enums import Alarm
-from fastsam2.kernels.reference import top_k
 from fastsam2.runtime.backends.protocol import Float
 from fastsam2.runtime.guard import GuardState, Observation, judge
 from fastsam2.runtime.pruning import Pruner, RowContext
 from fastsam2.runtime.result import TokenReport
-from fastsam2.runtime.stages import Features, Routed, Stages
+from fastsam2.runtime.stages import Features, Stages
 from fastsam2.runtime.uncertainty import uncertainty
 
 
@@ -91,8 +90,16 @@ class RowJudge:
         unsure = routed = None
         scores: tuple[Float | None, ...]
         if pruner.routes:
-            unsure = np.stack([uncertainty(o.logits, self.spec.grid) for o in objects])
-            routed = self._route(features, objects, unsure)
+            logits = np.stack([o.logits for o in objects])
+            unsure = uncertainty(logits, self.spec.grid)
+            routed = self.stages.route(
+                features,
+                logits=logits,
+                scores=np.array([o.score for o in objects], np.float32),
+                ious=np.array([o.iou for o in objects], np.float32),
+                uncertainty=unsure,
+                texts=[o.text for o in objects],
+            )
             scores = tuple(routed.scores)
         else:
             scores = tuple(pruner.score(RowContext(self.spec, o.object_id, frame, o.logits, pruner.prune.seed)) for o in objects)
@@ -100,27 +107,14 @@ class RowJudge:
         if not known:
             return Judgement(scores, keep, None, guard)
         stacked = np.stack(known)
-        kept = np.zeros(stacked.shape, np.bool_)
-        np.put_along_axis(kept, top_k(stacked, keep), True, axis=1)
         report = TokenReport(
             frame=frame,
             ids=tuple(o.object_id for o in objects),
             keep=keep,
             alarms=tuple(alarms.get(o.object_id) for o in objects),
             scores=stacked,
-            kept=kept,
             uncertainty=unsure,
             relevance=None if routed is None else routed.relevance,
             context=None if routed is None else routed.context,
         )
         return Judgement(scores, keep, report, guard)
-
-    def _route(self, features: Features, objects: Sequence[Judged], unsure: Float) -> Routed:
-        return self.stages.route(
-            features,
-            logits=np.stack([o.logits for o in objects]),
-            scores=np.array([o.score for o in objects], np.float32),
-            ious=np.array([o.iou for o in objects], np.float32),
-            uncertainty=unsure,
-            texts=[o.text for o in objects],
-        )

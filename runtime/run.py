@@ -83,7 +83,7 @@ def run_video(
         separate: one mask folder per object instead of palette pictures; objects may overlap and ids may exceed 255.
         rle: also write run-length encoded masks.
         overlay: also write a video with the masks drawn in.
-        tokens: also write a video of the memory rows that are kept and why, see `draw_tokens`; needs a policy that scores rows.
+        tokens: also write a video of the memory rows that are kept and why, see `TokenPanels`; needs a policy that scores rows.
         backend: where graphs run.
         threads: CPU threads inside one operator; every core this process may use when None.
         window: shows the overlay and takes boxes; the caller closes it.
@@ -109,7 +109,7 @@ def run_video(
         raise PromptError(expected("--out, --show or --stream", "none of them", "Say where the masks go"))
     if out is None and (separate or rle):
         raise PromptError(expected("--out with --separate or --rle", "none", "Name the folder to write"))
-    if tokens and (out is None or prune is None or prune.policy in (PrunePolicy.DENSE, PrunePolicy.POOL2X2)):
+    if tokens and (out is None or prune is None or not prune.policy.scores_rows):
         got = "no --out" if out is None else f"policy {(prune or Prune()).policy.value}"
         raise PromptError(expected("--show-tokens with --out and a policy that scores rows", got, "Add --out, or --prune mask or router"))
     if not plan and window is None:

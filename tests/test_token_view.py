@@ -13,10 +13,9 @@ GRID = 4
 
 def report(*, routed: bool) -> TokenReport:
     scores = np.arange(2 * GRID**2, dtype=np.float32).reshape(2, -1)
-    kept = np.zeros((2, GRID**2), np.bool_)
-    kept[0, -1] = kept[1, GRID] = True  # bottom right; second row, left
+    scores[1, GRID] = 99  # second row, left; the largest of the first object is at the bottom right
     cue = scores if routed else None
-    return TokenReport(3, (7, 9), 1, (None, Alarm.AREA), scores, kept, cue, cue, None if cue is None else cue[0])
+    return TokenReport(3, (7, 9), 1, (None, Alarm.AREA), scores, cue, cue, None if cue is None else cue[0])
 
 
 def test_kept_cells_are_bright_where_they_lie_in_the_frame() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from fastsam2.benchmarks.datasets import Clip, Frame, Mask, open_dataset
 from fastsam2.errors import VideoError, expected
-from fastsam2.training.clips import is_visible
+from fastsam2.training.clips import visible_scene
 from fastsam2.training.scene import HARD, LONG, PLAIN, Scene
 
 PROCEDURAL = "procedural"
@@ -73,13 +73,7 @@ def procedural_clip(seed: tuple[int, ...], frames: int) -> Clip:
         frames: how many.
     """
     level, size = _LEVELS[seed[-1] % len(_LEVELS)], _SIZES[seed[-1] // len(_LEVELS) % len(_SIZES)]
-    for attempt in range(1000):
-        scene = Scene((*seed, attempt), level, size)
-        _, first = scene.render(0)
-        if all(is_visible(scene, i, 0, first) for i in range(scene.targets)):
-            break
-    else:
-        raise AssertionError("no scene with all targets visible at first in 1000")
+    scene = visible_scene(seed, level, size)
     drawn = SceneFrames(scene, frames)
     texts = {i: [caption] for i, caption in enumerate(scene.captions, 1)}
     return Clip("_".join(map(str, seed)), drawn, annotated=range(frames), read=drawn.masks, expressions=texts)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fastsam2.training.clips import is_visible, tight_box
-from fastsam2.training.scene import HARD, LONG, PLAIN, Difficulty, Scene
+from fastsam2.training.clips import tight_box, visible_scene
+from fastsam2.training.scene import HARD, LONG, PLAIN, Difficulty
 
 _SIZES = ((360, 480), (270, 480), (480, 360))
 FPS = 15
@@ -73,16 +73,11 @@ def make_clip(name: str, index: int) -> HeldOutClip:
     if not 0 <= index < chosen.clips:
         raise IndexError(f"expected a clip of 0..{chosen.clips - 1} of {name}; got {index}")
     size = _SIZES[index % len(_SIZES)]
-    for attempt in range(1000):
-        scene = Scene((chosen.seed, index, attempt), chosen.level, size)
-        _, first = scene.render(0)
-        if not all(is_visible(scene, i, 0, first) for i in range(scene.targets)):
-            continue
-        drawn = [scene.render(t) for t in range(chosen.frames)]
-        truth = np.stack([np.where(ids <= scene.targets, ids, 0).astype(np.uint8) for _, ids in drawn])
-        boxes = np.stack([tight_box(truth[0] == i + 1) for i in range(scene.targets)])
-        return HeldOutClip(f"{name}_{index:03d}", scene.seed, np.stack([f for f, _ in drawn]), truth, scene.captions, boxes)
-    raise AssertionError("no scene with all targets visible at first in 1000")
+    scene = visible_scene((chosen.seed, index), chosen.level, size)
+    drawn = [scene.render(t) for t in range(chosen.frames)]
+    truth = np.stack([np.where(ids <= scene.targets, ids, 0).astype(np.uint8) for _, ids in drawn])
+    boxes = np.stack([tight_box(truth[0] == i + 1) for i in range(scene.targets)])
+    return HeldOutClip(f"{name}_{index:03d}", scene.seed, np.stack([f for f, _ in drawn]), truth, scene.captions, boxes)
 
 
 def make_set(name: str) -> Iterator[HeldOutClip]:

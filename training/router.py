@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F
 
 from fastsam2.benchmarks.datasets import Clip
-from fastsam2.builtin import MODELS, bundle_path
+from fastsam2.builtin import bundle_to_change
 from fastsam2.config import ModelSpec, bucket_rows
+from fastsam2.contracts import BASE_ROLES
 from fastsam2.enums import GraphRole
 from fastsam2.errors import BundleError, PromptError, StateError, VideoError, expected
 from fastsam2.export.router import add_router, fitted_to
@@ -39,6 +40,7 @@ from fastsam2.runtime.uncertainty import uncertainty
 from fastsam2.training.attention_mass import AttentionTap
 from fastsam2.training.clip_source import open_clips
 from fastsam2.training.router_samples import Encode, Recorder, Samples
+from fastsam2.training.saves import save
 
 BUDGETS = (0.05, 0.25)  # keep fractions that are reported
 _BATCH = 16
@@ -125,9 +127,7 @@ def train_router(
     """
     if steps < 1:
         raise PromptError(expected("steps >= 1", steps, "A few hundred are enough for a small data set"))
-    folder, say = bundle_path(bundle), progress or (lambda _: None)
-    if out is None and folder.is_relative_to(MODELS):
-        raise BundleError(expected("--out for a built-in bundle", "none", "Name a new folder: what is installed is not changed"))
+    folder, say = bundle_to_change(bundle, out), progress or (lambda _: None)
     if out is not None and out.exists():
         raise BundleError(expected("a path that does not exist yet", out, "Choose another --out"))
     loaded = load(folder, threads=threads)
@@ -271,10 +271,8 @@ def train(module: RouterGraph, samples: Samples, *, steps: int, seed: int, work:
                 _log(log, {"step": step + 1, "loss": value, "excess": excess, "seconds": time.monotonic() - started})
                 say(f"step {step + 1}/{steps}  cross-entropy {value:.4f}, {excess:.4f} above the attention's own entropy")
             if (step + 1) % _SAVE_EVERY == 0 or step + 1 == steps:
-                partial = state.with_suffix(".partial")
                 held = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-                torch.save({**held, "step": step + 1}, partial)
-                partial.replace(state)
+                save(state, {**held, "step": step + 1})
     module.eval()
 
 
@@ -361,9 +359,7 @@ def _recorded(recorder: Recorder, clips: Iterable[Clip], folder: Path, frames: i
 
 def _identity(loaded: LoadedBundle, *, with_text: bool) -> dict[str, Any]:
     """What decides the samples of a bundle."""
-    roles = [GraphRole.IMAGE_ENCODER, GraphRole.MEMORY_ATTENTION, GraphRole.MASK_DECODER, GraphRole.MASK_PROMPT, GraphRole.MEMORY_ENCODER]
-    if with_text:
-        roles.append(GraphRole.TEXT_ENCODER)
+    roles = (*BASE_ROLES, GraphRole.TEXT_ENCODER) if with_text else BASE_ROLES
     text = loaded.manifest.text
     projection = text.projection.file.sha256 if with_text and text is not None and text.projection is not None else None
     return {**{role.value: fitted_to(loaded.manifest, role) for role in roles}, "projection": projection}

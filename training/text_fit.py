@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsam2.benchmarks.datasets import Clip, Mask
-from fastsam2.builtin import MODELS, bundle_path
+from fastsam2.builtin import bundle_to_change
 from fastsam2.bundle import FileEntry, Manifest, ProjectionEntry, changed_bundle, write_manifest
 from fastsam2.config import IMAGE_STRIDE
 from fastsam2.enums import GraphRole
@@ -309,9 +309,7 @@ def fit_text(
         PromptError: if ridge is out of range, or too small for so few texts.
         VideoError: if no clip shows a described object.
     """
-    folder, say = bundle_path(bundle), progress or (lambda _: None)
-    if out is None and folder.is_relative_to(MODELS):
-        raise BundleError(expected("--out for a built-in bundle", "none", "Name a new folder: what is installed is not changed"))
+    folder, say = bundle_to_change(bundle, out), progress or (lambda _: None)
     loaded = load(folder, threads=threads)
     if loaded.manifest.text is None:
         raise BundleError(expected("a bundle with a text encoder", f"{folder} without", "Add one with `fastsam2 add-text`"))

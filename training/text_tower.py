@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ import transformers
 from fastsam2.contracts import CLIP_CONTEXT
 from fastsam2.runtime.auto_text import object_crop
 from fastsam2.training.clips import TRAINING_SEED, is_visible
+from fastsam2.training.saves import save
 from fastsam2.training.scene import PLAIN, Actor, Scene
 from fastsam2.training.shapes import SHAPES
 from fastsam2.training.textures import COLOURS, PATTERNS
@@ -307,9 +307,7 @@ class Trainer:
 
     def _save(self) -> None:
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds}
-        partial = self.folder / ".last.pt.partial"
-        torch.save(state, partial)
-        os.replace(partial, self.folder / "last.pt")
+        save(self.folder / "last.pt", state)
 
     def _resume(self) -> None:
         path = self.folder / "last.pt"
