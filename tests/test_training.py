@@ -131,6 +131,17 @@ def test_batches_are_deterministic_and_differ_by_step_and_process() -> None:
     assert batch.masks[0].any((-2, -1)).all(), "every object is visible when it is prompted"
 
 
+def test_pieces_show_objects_at_the_size_they_have_in_the_scene() -> None:
+    whole, cut = BatchShape(192, 2, 4, 3), BatchShape(96, 2, 4, 3, drawn=192)
+    batch, same = Batches(cut, seed=1)[2], Batches(cut, seed=1)[2]
+    assert batch.frames.shape == (4, 2, 3, 96, 96)
+    assert batch.masks.shape == (2, 12, 96, 96)
+    np.testing.assert_array_equal(batch.frames, same.frames)
+    assert batch.masks[0].any((-2, -1)).all(), "every object is visible when it is prompted"
+    areas = [np.median([Batches(shape, seed=1)[step].masks[0].sum((-2, -1)) for step in range(4)]) for shape in (whole, cut)]
+    assert areas[1] == pytest.approx(areas[0], rel=0.4), "a quarter if scenes were shrunk instead of cut"
+
+
 def test_prompts_lie_on_their_objects() -> None:
     rng = np.random.default_rng(0)
     truth = np.zeros((2, 64, 64), np.bool_)
@@ -180,14 +191,18 @@ def test_loss_is_least_for_the_truth() -> None:
     target[0, 4:9, 3:12] = 1
     present = torch.tensor([True, False])
 
-    def loss(logits: torch.Tensor, score: float) -> float:
+    pixels = torch.stack([target, torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(0))], 1)
+
+    def loss(logits: torch.Tensor, score: float, pixels: torch.Tensor = pixels) -> float:
         wide = logits[:, None].expand(-1, 4, -1, -1)
         iou = ((wide > 0) & (target[:, None] > 0.5)).sum((-2, -1)) / ((wide > 0) | (target[:, None] > 0.5)).sum((-2, -1)).clamp(min=1)
-        return float(frame_loss(Candidates(wide, iou, torch.tensor([[score], [-score]])), target, present))
+        return float(frame_loss(Candidates(wide, iou, torch.tensor([[score], [-score]]), pixels), target, present))
 
     truth = (target * 2 - 1) * 12
     best = loss(truth, 8.0)
-    assert best < 0.02
+    assert best < 0.08  # the rule on the embedding answers +-4, which leaves 0.07 of Dice and cross-entropy
+    assert loss(truth, 8.0, pixels.flip(1)) == pytest.approx(best, rel=0.05), "no order of channels"
+    assert loss(truth, 8.0, pixels[:, 1:]) > best + 0.5, "an embedding that does not tell the object from the rest"
     assert loss(-truth, 8.0) > 2
     assert loss(truth.roll(3, -1), 8.0) > 0.5
     assert loss(truth, -8.0) > 4

@@ -10,15 +10,21 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from fastsam2.training.scene import HARD, LONG, PLAIN, Scene
+from fastsam2.training.scene import HARD, LONG, PLAIN, Difficulty, Scene
 from fastsam2.training.silhouettes import Silhouette
 
 TRAINING_SEED = 0
 """First number of the seeds of training scenes; held-out sets use others (`held_out.py`)."""
 
 _REUSE = 8  # windows cut from a scene before it is replaced: painting a background costs as much as eight frames
+_CUTS = 2  # pieces of one window
+_OFF_CENTRE = 0.25  # of its side, how far a piece's middle is from the object's
 _LEAST_SHARE = 0.003  # of the frame, that a prompted object shows
 _LEAST_VISIBLE = 0.35  # of its outline
+
+
+_Window = tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]
+"""Frames uint8 [T, H, W, 3] and masks bool [objects, T, H, W]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,8 @@ class BatchShape:
         clips: in a batch.
         objects: per clip.
         pace: speed of everything that moves; slow motion teaches to use the memory at all.
+        drawn: side of the scenes that frames are cut out of, round an object; None for whole scenes. Cuts show an object at the size it
+            has in a larger frame, for the cost of a small one.
     """
 
     size: int
@@ -70,6 +78,7 @@ class BatchShape:
     clips: int
     objects: int
     pace: float = 1.0
+    drawn: int | None = None
 
 
 class Batches:
@@ -91,27 +100,30 @@ class Batches:
         """The batch of a step."""
         shape = self.shape
         rng = np.random.default_rng((TRAINING_SEED, self.seed, self.rank, 1, step))
-        frames, masks, clip = [], [], []
-        for slot in range(shape.clips):
-            generation = (step + slot * _REUSE // shape.clips) // _REUSE
-            clip_frames, clip_masks = self._window(rng, slot, generation)
-            frames.append(clip_frames)
-            masks.append(clip_masks)
-            clip += [slot] * len(clip_masks)
+        cuts = 1 if shape.drawn is None else _CUTS
+        frames, masks = [], []
+        for slot in range(shape.clips // cuts):
+            generation = (step + slot * cuts * _REUSE // shape.clips) // _REUSE
+            window = self._window(rng, slot, generation)
+            for _ in range(cuts):
+                clip_frames, clip_masks = _augment(*self._piece(*window, rng), rng)
+                frames.append(clip_frames)
+                masks.append(clip_masks)
         objects = np.concatenate(masks).swapaxes(0, 1)
-        return Batch(np.stack(frames), np.array(clip), objects, make_prompts(objects[0], rng, masks=shape.frames > 1))
+        clip = np.repeat(np.arange(shape.clips), shape.objects)
+        return Batch(np.stack(frames), clip, objects, make_prompts(objects[0], rng, masks=shape.frames > 1))
 
     def _make_scene(self, slot: int, generation: int, attempt: int) -> Scene:
         seed = (TRAINING_SEED, self.seed, self.rank, 0, slot, generation, attempt)
         rng = np.random.default_rng((*seed, 9))
         level = (PLAIN, HARD, LONG)[int(rng.choice(3, p=[0.4, 0.35, 0.25]))]
-        size = (self.shape.size, self.shape.size)
-        if self.shape.size <= 128:  # what is small here could not be seen
+        side = self.shape.drawn or self.shape.size
+        if side <= 128:  # what is small here could not be seen
             level = replace(level, radius=(level.radius[0] * 1.5, level.radius[1] * 1.5))
-        return Scene(seed, level, size, aspect=float(np.exp(rng.uniform(-0.55, 0.65))), silhouettes=self.silhouettes)
+        return Scene(seed, level, (side, side), aspect=float(np.exp(rng.uniform(-0.55, 0.65))), silhouettes=self.silhouettes)
 
-    def _window(self, rng: np.random.Generator, slot: int, generation: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-        """Frames uint8 [T, 3, S, S] and masks bool [objects, T, S, S] of a stretch in which enough is visible at first."""
+    def _window(self, rng: np.random.Generator, slot: int, generation: int) -> _Window:
+        """A stretch of a scene in which enough of something is visible at first."""
         for attempt in range(100):
             scene = self._scene(slot, generation, attempt // 4)
             start = float(rng.uniform(0, 3000))
@@ -120,13 +132,23 @@ class Batches:
             seen = [i for i in range(len(scene.actors)) if is_visible(scene, i, start, ids)]
             if not seen:
                 continue
-            chosen = rng.permutation(seen)[: self.shape.objects]
-            chosen = np.resize(chosen, self.shape.objects)  # repeats where there are fewer
             rendered = [(first, ids)] + [scene.render(start + k * stride) for k in range(1, self.shape.frames)]
-            frames = np.stack([f for f, _ in rendered])
-            masks = np.stack([[m == i + 1 for _, m in rendered] for i in chosen])
-            return _augment(frames, masks, rng)
+            return np.stack([f for f, _ in rendered]), np.stack([[m == i + 1 for _, m in rendered] for i in seen])
         raise AssertionError("no window with a visible object in 25 scenes")
+
+    def _piece(self, frames: npt.NDArray[np.uint8], masks: npt.NDArray[np.bool_], rng: np.random.Generator) -> _Window:
+        """What a batch takes of a window: a square round one of its objects, and as many of those in it as a clip has."""
+        size, inside = self.shape.size, np.arange(len(masks))
+        if self.shape.drawn is not None:
+            anchor = int(rng.integers(len(masks)))
+            middle = np.argwhere(masks[anchor, 0]).mean(0) + rng.uniform(-_OFF_CENTRE, _OFF_CENTRE, 2) * size
+            y, x = np.clip(middle - size / 2, 0, self.shape.drawn - size).astype(int)
+            whole = masks[:, 0].sum((1, 2))
+            frames, masks = frames[:, y : y + size, x : x + size], masks[..., y : y + size, x : x + size]
+            share = masks[:, 0].sum((1, 2)) / whole
+            inside = np.flatnonzero((share >= 0.5) | (inside == anchor))
+        chosen = np.resize(rng.permutation(inside)[: self.shape.objects], self.shape.objects)  # repeats where there are fewer
+        return frames, masks[chosen]
 
 
 def is_visible(scene: Scene, index: int, t: float, ids: npt.NDArray[np.uint8]) -> bool:
@@ -135,10 +157,24 @@ def is_visible(scene: Scene, index: int, t: float, ids: npt.NDArray[np.uint8]) -
     return area >= _LEAST_SHARE * ids.size and area >= _LEAST_VISIBLE * scene.outline_area(index, t)
 
 
-def _augment(
-    frames: npt.NDArray[np.uint8], masks: npt.NDArray[np.bool_], rng: np.random.Generator
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """Mirror, turn, and swap colour channels: a scene is used several times."""
+def visible_scene(seed: tuple[int, ...], level: Difficulty, size: tuple[int, int]) -> Scene:
+    """The first of the scenes with seeds (*seed, 0), (*seed, 1), ... whose targets all show enough of themselves at time 0.
+
+    Args:
+        seed: any integers.
+        level: of difficulty.
+        size: (H, W), pixels.
+    """
+    for attempt in range(1000):
+        scene = Scene((*seed, attempt), level, size)
+        _, first = scene.render(0)
+        if all(is_visible(scene, i, 0, first) for i in range(scene.targets)):
+            return scene
+    raise AssertionError("no scene with all targets visible at first in 1000")
+
+
+def _augment(frames: npt.NDArray[np.uint8], masks: npt.NDArray[np.bool_], rng: np.random.Generator) -> _Window:
+    """Mirror, turn, and swap colour channels, for a scene is used several times; frames come out as [T, 3, H, W]."""
     frames = frames[..., rng.permutation(3)]
     if rng.random() < 0.5:
         frames, masks = frames[:, :, ::-1], masks[..., ::-1]

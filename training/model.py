@@ -17,11 +17,19 @@ CONFIG = Path(__file__).with_name("nano.yaml")
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """All the decoder says on one frame, before any choice: logits [B, 4, L, L], iou [B, 4] (0..1), score [B, 1] (logit)."""
+    """All the decoder says on one frame, before any choice.
+
+    Attributes:
+        logits: [B, 4, L, L].
+        iou: [B, 4], 0..1.
+        score: [B, 1], logit.
+        pixels: [B, C, L, L], the embedding that a mask's own vector is multiplied with to give its logits.
+    """
 
     logits: Tensor
     iou: Tensor
     score: Tensor
+    pixels: Tensor
 
 
 class TrainableSam2(SAM2Base):  # type: ignore[misc]
@@ -33,6 +41,11 @@ class TrainableSam2(SAM2Base):  # type: ignore[misc]
 
     candidates: Candidates | None = None
     present: Tensor | None = None
+    _pixels: Tensor
+
+    def keep_pixels(self, module: object, inputs: object, output: Tensor) -> None:
+        """Forward hook of the decoder's upscaling: what it gave, for `candidates`."""
+        self._pixels = output
 
     def _forward_sam_heads(
         self,
@@ -61,7 +74,7 @@ class TrainableSam2(SAM2Base):  # type: ignore[misc]
             repeat_image=False,
             high_res_features=high_res_features,
         )
-        self.candidates = Candidates(logits, iou, score)
+        self.candidates = Candidates(logits, iou, score, self._pixels)
         appears = score > 0 if self.present is None else self.present[:, None]
         gated = torch.where(appears[:, None, None], logits, NO_OBJ_SCORE)
         rows = torch.arange(count, device=device)
@@ -93,4 +106,5 @@ def build_model(image_size: int) -> TrainableSam2:
         OmegaConf.update(config, option, value, force_add=True)
     model = instantiate(config, _recursive_=True)
     assert isinstance(model, TrainableSam2)
+    model.sam_mask_decoder.output_upscaling[-1].register_forward_hook(model.keep_pixels)
     return model.eval()

@@ -25,6 +25,7 @@ from fastsam2.training.clips import Batch, Batches, BatchShape
 from fastsam2.training.model import TrainableSam2, build_model
 from fastsam2.training.muon import Muon, matrices
 from fastsam2.training.rollout import Rolled, roll
+from fastsam2.training.saves import save
 from fastsam2.training.silhouettes import available_silhouettes
 
 OUT = Path("out/nano")
@@ -62,11 +63,13 @@ PLANS: dict[str, tuple[Stage, ...]] = {
         Stage(BatchShape(256, 3, 4, 3, pace=0.6), 250, (6e-4, 5e-4), teach_presence=True),
         Stage(BatchShape(256, 4, 3, 3), 600, (5e-4, 2e-5)),
     ),
-    # More hours of CPU for weights that exist (`--initial`).
+    # Two more hours of two CPU cores for weights that exist (`--initial`), towards 512 px: masks first, on pieces of frames.
     "continue": (
-        Stage(BatchShape(256, 4, 3, 3), 40, (0.0, 2e-3)),
-        Stage(BatchShape(256, 4, 3, 3), 320, (2e-3, 2e-3)),
-        Stage(BatchShape(256, 6, 2, 3), 520, (1.5e-3, 2e-5)),
+        Stage(BatchShape(256, 1, 12, 5, drawn=512), 40, (0.0, 2e-3), teach_presence=True),
+        Stage(BatchShape(256, 1, 12, 5, drawn=512), 960, (2e-3, 1.5e-3), teach_presence=True),
+        Stage(BatchShape(256, 2, 6, 3, pace=0.3, drawn=512), 240, (1.5e-3, 1.5e-3), teach_presence=True),
+        Stage(BatchShape(256, 4, 4, 3, drawn=512), 400, (1.5e-3, 1e-3)),
+        Stage(BatchShape(512, 4, 1, 3), 350, (1e-3, 2e-5)),
     ),
     # One datacenter GPU.
     "gpu": (
@@ -300,13 +303,6 @@ class Trainer:
         with (self.folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(line) + "\n")
         print(" ".join(f"{k} {v}" for k, v in line.items()), file=sys.stderr, flush=True)
-
-
-def save(path: Path, state: dict[str, Any]) -> None:
-    """`torch.save` that never leaves half a file under the name."""
-    partial = path.with_name(f".{path.name}.partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
 
 
 def _average(values: list[float]) -> float | None:
