@@ -13,22 +13,18 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import platform
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from PIL import Image
 
 import fastsam2
+from fastsam2.benchmarks.conditions import conditions
 from fastsam2.enums import ExportTarget, PrunePolicy
 from fastsam2.export.checkpoints import build_model
 from fastsam2.export.exporter import export_bundle
@@ -146,23 +142,6 @@ def _case(variant: Ours, objects: int, took: list[list[float]], ious: list[float
         "pairs": [[round(a, 1), round(b, 1)] for a, b in zip(theirs, mine, strict=True)],
         "mask_iou": min(ious),
         "stages_ms": tracker.stages_ms(),
-    }
-
-
-def conditions(threads: int, module: str) -> dict[str, Any]:
-    """The machine and the versions, for the record."""
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "commit": commit,
-        "cpu": cpu or platform.processor(),
-        "threads": threads,
-        "fastsam2": fastsam2.__version__,
-        "onnxruntime": onnxruntime.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "command": " ".join([Path(sys.executable).name, "-m", module, *sys.argv[1:]]),
     }
 
 

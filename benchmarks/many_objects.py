@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 import fastsam2
-from fastsam2.benchmarks.against_official import BOX, conditions, make_frames
+from fastsam2.benchmarks.against_official import BOX, make_frames
+from fastsam2.benchmarks.conditions import conditions
 
 FILL_FRAMES = 8
 

@@ -16,7 +16,13 @@ pytest.importorskip("scikit_build_core", reason="scikit-build-core, which builds
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("export", "engines", "runtime", "kernels", "benchmarks", "training")
-NEEDS_EXPORTER = ("fastsam2.export", "fastsam2.training", "fastsam2.benchmarks.against_official", "fastsam2.benchmarks.many_objects")
+NEEDS_EXPORTER = (
+    "fastsam2.export",
+    "fastsam2.training",
+    "fastsam2.benchmarks.against_official",
+    "fastsam2.benchmarks.many_objects",
+    "fastsam2.benchmarks.pruning",
+)
 SHIPPED = ("fastsam2/models/", "fastsam2/samples/")
 HEAVY = ("torch", "sam2", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "av", "cv2", "numpy", "PIL")
 NOT_FOR_RUNTIME = ("torch", "sam2", "onnx", "onnxscript", "tensorrt", "tensorrt_rtx")

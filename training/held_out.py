@@ -7,7 +7,7 @@ no real silhouettes, so everybody can draw them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,8 @@ from fastsam2.training.scene import HARD, LONG, PLAIN, Difficulty
 
 _SIZES = ((360, 480), (270, 480), (480, 360))
 FPS = 15
+STUDY_SEED = 3001
+"""First number of the seeds of `study_clip`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +74,32 @@ def make_clip(name: str, index: int) -> HeldOutClip:
     chosen = SETS[name]
     if not 0 <= index < chosen.clips:
         raise IndexError(f"expected a clip of 0..{chosen.clips - 1} of {name}; got {index}")
-    size = _SIZES[index % len(_SIZES)]
-    scene = visible_scene((chosen.seed, index), chosen.level, size)
+    return _draw(f"{name}_{index:03d}", (chosen.seed, index), chosen, _SIZES[index % len(_SIZES)])
+
+
+def study_clip(name: str, seed: int, index: int, *, frames: int | None = None) -> HeldOutClip:
+    """Draw a clip like those of the set called `name`, of which there are as many as a study needs; none is in the set itself.
+
+    Args:
+        name: of the set.
+        seed: any number from 0; each has clips of its own.
+        index: any number from 0.
+        frames: as many as the set's clips have when None.
+
+    Raises:
+        KeyError: if there is no such set.
+    """
+    chosen = SETS[name]
+    chosen = replace(chosen, frames=frames or chosen.frames)
+    return _draw(f"{name}_{seed}_{index:03d}", (STUDY_SEED, chosen.seed, seed, index), chosen, _SIZES[index % len(_SIZES)])
+
+
+def _draw(name: str, seed: tuple[int, ...], chosen: ClipSet, size: tuple[int, int]) -> HeldOutClip:
+    scene = visible_scene(seed, chosen.level, size)
     drawn = [scene.render(t) for t in range(chosen.frames)]
     truth = np.stack([np.where(ids <= scene.targets, ids, 0).astype(np.uint8) for _, ids in drawn])
     boxes = np.stack([tight_box(truth[0] == i + 1) for i in range(scene.targets)])
-    return HeldOutClip(f"{name}_{index:03d}", scene.seed, np.stack([f for f, _ in drawn]), truth, scene.captions, boxes)
+    return HeldOutClip(name, scene.seed, np.stack([f for f, _ in drawn]), truth, scene.captions, boxes)
 
 
 def make_set(name: str) -> Iterator[HeldOutClip]:

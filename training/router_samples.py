@@ -90,6 +90,7 @@ class _Written:
     score: float
     iou: float
     object_id: int
+    prompted: bool
     mass: npt.NDArray[np.float64]
     steps: int = 0
 
@@ -132,6 +133,7 @@ class Recorder:
         self.tap, self.spec, self.encode = tap, spec, encode
         self.stages = Stages(tap, spec, StageTimer())
         self.logits: list[dict[int, Float]] = []
+        self.mass: dict[tuple[int, int], Float] = {}
 
     def record(self, clip: Clip, *, frames: int | None = None) -> Samples | None:
         """Track a clip.
@@ -141,7 +143,8 @@ class Recorder:
             frames: read at most so many.
 
         Returns:
-            Its samples; None where the clip is too short, or shows nothing. `logits` then holds each frame's answers by object id.
+            Its samples; None where the clip is too short, or shows nothing. `logits` then holds each frame's answers by object id,
+            and `mass` the attention that rows received after their frame was the newest, float32 [N] by (object id, frame).
         """
         count = len(clip.frames) if frames is None else min(frames, len(clip.frames))
         memories: dict[int, ClipMemory] = {}
@@ -163,10 +166,10 @@ class Recorder:
             self._write(t, features, answers, memories, starting=starting)
             tokens[t] = features.tokens[0].astype(np.float16)
             for object_id, answer in answers.items():
-                if object_id not in starting:
-                    known = (answer.logits[0], float(answer.score[0]), float(answer.iou[0]))
-                    open_rows[object_id, t] = _Written(t, *known, object_id, np.zeros(self.spec.tokens))
-        return self._samples(clip, tokens, [w for w in open_rows.values() if w.steps >= _LEAST_STEPS])
+                known = (answer.logits[0], float(answer.score[0]), float(answer.iou[0]), object_id, object_id in starting)
+                open_rows[object_id, t] = _Written(t, *known, np.zeros(self.spec.tokens))
+        self.mass = {key: w.mass.astype(np.float32) for key, w in open_rows.items()}
+        return self._samples(clip, tokens, [w for w in open_rows.values() if w.steps >= _LEAST_STEPS and not w.prompted])
 
     def _track(
         self, t: int, features: Features, memories: dict[int, ClipMemory], open_rows: dict[tuple[int, int], _Written]

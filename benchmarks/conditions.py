@@ -1,0 +1,43 @@
+"""What a measurement was made with, for the record beside its numbers."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import fastsam2
+
+
+def conditions(threads: int, module: str, packages: tuple[str, ...] = ("onnxruntime", "torch")) -> dict[str, Any]:
+    """The machine, the versions and the command.
+
+    Args:
+        threads: CPU threads of one operator.
+        module: name of the program, as after `python -m`.
+        packages: whose versions to state; those that are not installed are left out.
+    """
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "commit": commit,
+        "cpu": cpu,
+        "threads": threads,
+        "fastsam2": fastsam2.__version__,
+        **versions,
+        "python": platform.python_version(),
+        "command": " ".join([Path(sys.executable).name, "-m", module, *sys.argv[1:]]),
+    }

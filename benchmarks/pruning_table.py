@@ -1,0 +1,195 @@
+"""From scores of single clips to the table of a pruning study: one row per set and case, goals, and the plot.
+
+scores.jsonl ─ per clip J&F of every case ─► rows: means, intervals, loss against dense on the same clips ─► goals, plot
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastsam2.errors import BackendError, expected
+
+POLICIES = ("dense", "random", "uniform", "pool2x2", "mask", "mask_uncertainty", "text", "router", "oracle")
+TEXTS: Mapping[str, tuple[str, ...]] = {"text": ("right", "wrong", "reversed"), "router": ("none", "right", "wrong", "reversed")}
+"""Descriptions that a policy is measured with; all others have "none"."""
+ALL_TEXTS = ("none", "right", "wrong", "reversed")
+_Z = 1.96  # 95 %
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Case:
+    """One way to prune.
+
+    Attributes:
+        policy: one of `POLICIES`.
+        text: right, none, wrong (of a clip with other things) or reversed (the right one's embedding, negated).
+        keep: share of a frame's rows.
+        protected: prompt frames and the newest frame stay dense.
+    """
+
+    policy: str
+    text: str = "none"
+    keep: float = 1.0
+    protected: bool = True
+
+
+DENSE = Case("dense")
+
+
+def cases(policies: Iterable[str], keeps: Sequence[float], protections: Sequence[bool], texts: Iterable[str]) -> list[Case]:
+    """Every combination that means something; dense is always among them, first."""
+    allowed = {*texts}
+    out = [DENSE]
+    for policy in policies:
+        own = [t for t in TEXTS.get(policy, ("none",)) if t in allowed]
+        for protected in protections:
+            for keep in (0.25,) if policy == "pool2x2" else () if policy == "dense" else keeps:
+                out += [Case(policy, text, keep, protected) for text in own]
+    return out
+
+
+def table(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the study.
+
+    Args:
+        scores: of one clip and case each, with "set", "seed", "clip", the fields of `Case`, "j_and_f" (0..100) and "memory_share".
+
+    Returns:
+        One row per set and case: "set", the fields of `Case`, "memory_share" (spatial rows held / 7N, mean), "jf_mean" (mean over clips),
+        "jf_worst" (least clip), "jf_ci95" (half width of the interval of the mean), "loss_mean" and "loss_ci95" (dense minus this, on the
+        same clips), "clips", "seeds".
+    """
+    dense = {_clip(s): s["j_and_f"] for s in scores if s["policy"] == "dense"}
+    grouped: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
+    for score in scores:
+        grouped[score["set"], score["policy"], score["text"], score["keep"], score["protected"]].append(score)
+    rows = []
+    for (name, *case), members in grouped.items():
+        values = np.array([m["j_and_f"] for m in members])
+        losses = np.array([dense[_clip(m)] - m["j_and_f"] for m in members])
+        rows.append(
+            {
+                "set": name,
+                **asdict(Case(*case)),
+                "memory_share": round(float(np.mean([m["memory_share"] for m in members])), 4),
+                "jf_mean": round(float(values.mean()), 2),
+                "jf_worst": round(float(values.min()), 2),
+                "jf_ci95": round(_interval(values), 2),
+                "loss_mean": round(float(losses.mean()), 2),
+                "loss_ci95": round(_interval(losses), 2),
+                "clips": len(members),
+                "seeds": len({m["seed"] for m in members}),
+            }
+        )
+    return rows
+
+
+def _clip(score: Mapping[str, Any]) -> tuple[str, int, int]:
+    return score["set"], score["seed"], score["clip"]
+
+
+def _interval(values: np.ndarray[Any, Any]) -> float:
+    return float(_Z * values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
+
+
+def goals(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the router is held to, with the numbers that decide it; a goal that the scores cannot decide has met = None."""
+    out = []
+    for name in ("plain", "hard"):
+        loss = difference(scores, name, DENSE, Case("router", "none", 0.05))
+        out.append(_at_most_half(f"router, protected, keep 0.05, loses at most 0.5 to dense on {name}", loss))
+    tried = sorted({s["keep"] for s in scores if s["policy"] == "random" and not s["protected"]}, reverse=True)
+    lost = {k: difference(scores, "hard", DENSE, Case("random", keep=k, protected=False)) for k in tried}
+    harmful = [k for k, gap in lost.items() if gap is not None and gap[0] >= 3]
+    what = "router, unprotected, at the largest keep where random loses 3 on hard, wins back 60 % of that loss, and more than mask"
+    if not harmful:
+        out.append({"goal": what, "met": None, "why": "random never loses 3" if tried else "not measured"})
+    else:
+        keep = harmful[0]
+        random = lost[keep]
+        router = difference(scores, "hard", DENSE, Case("router", keep=keep, protected=False))
+        better = difference(scores, "hard", Case("router", keep=keep, protected=False), Case("mask", keep=keep, protected=False))
+        if random is None or router is None or better is None:
+            out.append({"goal": what, "met": None, "why": "not measured"})
+        else:
+            won = 1 - router[0] / random[0]
+            numbers = {"keep": keep, "random_loses": random[0], "router_loses": router[0], "won_back": round(won, 3)}
+            numbers |= {"router_minus_mask": better[0], "ci95": better[1]}
+            out.append({"goal": what, "met": bool(won >= 0.6 and better[0] > better[1]), **numbers})
+    for name in ("plain", "hard"):
+        cost = difference(scores, name, Case("router", "none", 0.05), Case("router", "wrong", 0.05))
+        out.append(_at_most_half(f"a wrong description costs at most 0.5 against none on {name}", cost))
+    return out
+
+
+def _at_most_half(what: str, measured: tuple[float, float] | None) -> dict[str, Any]:
+    if measured is None:
+        return {"goal": what, "met": None, "why": "not measured"}
+    return {"goal": what, "met": measured[0] <= 0.5, "difference": measured[0], "ci95": measured[1]}
+
+
+def difference(scores: Sequence[Mapping[str, Any]], name: str, one: Case, other: Case) -> tuple[float, float] | None:
+    """J&F of one case minus that of another on the clips of a set that have both: mean and half width of its 95 % interval.
+
+    Returns:
+        None where fewer than two clips have both.
+    """
+
+    def of(case: Case) -> dict[tuple[str, int, int], float]:
+        wanted = asdict(case)
+        return {_clip(s): s["j_and_f"] for s in scores if s["set"] == name and all(s[k] == v for k, v in wanted.items())}
+
+    first, second = of(one), of(other)
+    gaps = np.array([first[c] - second[c] for c in first.keys() & second.keys()])
+    return (round(float(gaps.mean()), 2), round(_interval(gaps), 2)) if len(gaps) > 1 else None
+
+
+def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """J&F against the share of memory, a panel per set and protection, a line per policy and description.
+
+    Raises:
+        BackendError: if the package matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise BackendError(
+            expected("the package matplotlib for --plot", f"an import error ({error})", "Run `pip install fastsam2[plots]`")
+        ) from error
+    sets = list(dict.fromkeys(r["set"] for r in rows))
+    figure = Figure(figsize=(5 * len(sets), 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, len(sets), squeeze=False, sharex="row", sharey="col")
+    colours = {p: f"C{i}" for i, p in enumerate(POLICIES)}
+    styles = dict(zip(ALL_TEXTS, ("-", "--", ":", "-."), strict=True))
+    for column, name in enumerate(sets):
+        for line, protected in enumerate((True, False)):
+            axis = axes[line][column]
+            here = [r for r in rows if r["set"] == name]
+            for row in here:
+                if row["policy"] == "dense":
+                    axis.axhline(row["jf_mean"], color=colours["dense"], label="dense")
+                    axis.axhspan(row["jf_mean"] - 0.5, row["jf_mean"], color=colours["dense"], alpha=0.1)
+            for policy in POLICIES[1:]:
+                for text, style in styles.items():
+                    points = [r for r in here if r["policy"] == policy and r["text"] == text and r["protected"] is protected]
+                    points.sort(key=lambda r: r["keep"])
+                    if points:
+                        label = policy if text == "none" else f"{policy}, {text} text"
+                        x, y = [r["keep"] for r in points], [r["jf_mean"] for r in points]
+                        axis.plot(x, y, style, marker="o", markersize=3, color=colours[policy], label=label)
+            axis.set_xscale("log")
+            axis.set_title(f"{name}, {'protected' if protected else 'unprotected'}")
+            axis.set_xlabel("keep (share of a frame's rows)")
+            axis.set_ylabel("J&F")
+            axis.grid(alpha=0.3)
+    axes[0][-1].legend(fontsize=7)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(str(file), dpi=110)

@@ -1,0 +1,117 @@
+"""Rules that stand in for the router graph, so that one cue at a time can be measured through the tracker's own code.
+
+tracker ─ Prune(policy=router) ─► RuleBackend ─ router inputs ─► rule ─► scores [B, N]
+                                        └─ every other graph ─► the bundle's backend
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from fastsam2.config import ModelSpec
+from fastsam2.enums import GraphRole
+from fastsam2.errors import InternalError, expected
+from fastsam2.runtime.backends.protocol import Array, Backend, Float
+from fastsam2.runtime.policies.mask import cell_coverage
+from fastsam2.runtime.policies.uniform import uniform_scores
+
+Rule = Callable[[Mapping[str, Array]], Float]
+"""Inputs of `contracts.GRAPHS[ROUTER]` -> scores float32 [B, N]; only their order matters."""
+
+_TIE = 1e-4  # the even spread decides between cells that a cue does not tell apart
+
+
+class FeatureCache:
+    """A backend that encodes each frame once, for trackers that go through the same clip one after another.
+
+    Args:
+        backend: runs the graphs.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self.name, self.backend = backend.name, backend
+        self._known: dict[bytes, dict[str, Array]] = {}
+
+    def run(self, role: GraphRole, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See `Backend.run`; features are remembered by their pixels and must not be written to."""
+        if role is not GraphRole.IMAGE_ENCODER:
+            return self.backend.run(role, inputs)
+        key = hashlib.sha1(np.ascontiguousarray(inputs["pixels"]).data, usedforsecurity=False).digest()
+        if key not in self._known:
+            self._known[key] = self.backend.run(role, inputs)
+        return dict(self._known[key])
+
+
+class RuleBackend:
+    """A backend whose router is a rule.
+
+    Args:
+        backend: runs every other graph.
+        rule: scores rows.
+    """
+
+    def __init__(self, backend: Backend, rule: Rule) -> None:
+        self.name, self.backend, self.rule = backend.name, backend, rule
+
+    def run(self, role: GraphRole, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See `Backend.run`."""
+        if role is not GraphRole.ROUTER:
+            return self.backend.run(role, inputs)
+        scores = np.asarray(self.rule(inputs), np.float32)
+        nothing = np.zeros_like(scores)
+        return {"scores": scores, "relevance": nothing, "context": nothing[:1]}
+
+
+def mask_and_uncertainty(spec: ModelSpec) -> Rule:
+    """How much of a cell the object covers, plus how undecided the mask is there; an even spread over the rest."""
+    spread = _TIE * uniform_scores(spec.grid) / spec.tokens
+
+    def rule(inputs: Mapping[str, Array]) -> Float:
+        covered = np.stack([cell_coverage(logits[0], spec.grid).reshape(-1) for logits in inputs["low_res_logits"]])
+        return np.asarray(covered + inputs["uncertainty"] + spread, np.float32)
+
+    return rule
+
+
+def relevance(backend: Backend, spec: ModelSpec) -> Rule:
+    """Cosine of token and projected description, as the bundle's own router works it out, and nothing else."""
+    spread = _TIE * uniform_scores(spec.grid) / spec.tokens
+
+    def rule(inputs: Mapping[str, Array]) -> Float:
+        return np.asarray(backend.run(GraphRole.ROUTER, inputs)["relevance"] + spread, np.float32)
+
+    return rule
+
+
+class Foresight:
+    """The attention each row is going to receive, recorded beforehand from a dense run: what no policy can know.
+
+    Args:
+        mass: float32 [N] by (object id, frame), as recorded.
+        spec: model sizes.
+
+    Attributes:
+        frame: whose rows are judged next; the caller sets it before every step.
+        ids: objects in the tracker's order.
+    """
+
+    def __init__(self, mass: Mapping[tuple[int, int], Float], spec: ModelSpec) -> None:
+        self.mass, self.spec = mass, spec
+        self.frame = 0
+        self.ids: Sequence[int] = ()
+
+    def __call__(self, inputs: Mapping[str, Array]) -> Float:
+        """Scores of all objects at once.
+
+        Raises:
+            InternalError: if the tracker asks for some of the objects only.
+        """
+        count = len(inputs["low_res_logits"])
+        if count != len(self.ids):
+            raise InternalError(expected(f"all {len(self.ids)} objects in one batch", count, "Raise the tracker's memory budget"))
+        spread = _TIE * uniform_scores(self.spec.grid) / self.spec.tokens
+        known = [self.mass[i, self.frame] for i in self.ids]
+        return np.stack([own / max(float(own.max()), 1e-12) + spread for own in known]).astype(np.float32)
