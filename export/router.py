@@ -53,6 +53,7 @@ def add_router(bundle: Path, module: RouterGraph, *, data: str, steps: int, saw_
             text_encoder=fitted_to(manifest, GraphRole.TEXT_ENCODER) if saw_text else None,
             data=data,
             steps=steps,
+            dropout_samples=module.dropout_samples,
         )
         for old in {g.file.path for g in manifest.graphs if g.role is GraphRole.ROUTER}:
             (copy / old).unlink()

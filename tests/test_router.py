@@ -149,6 +149,46 @@ def test_every_input_reaches_the_scores(name: str) -> None:
     assert np.abs(outputs(module, changed)["scores"] - outputs(module, inputs)["scores"]).max() > 1e-7
 
 
+def test_dropout_scores_are_the_mean_over_patterns() -> None:
+    """Oracle: the router without dropout, run once per pattern with those hidden values switched off by hand."""
+    plain = router()
+    sampled = RouterGraph(plain.spec, plain.text_projection, dropout_samples=5).eval()
+    sampled.load_state_dict({**plain.state_dict(), "patterns": sampled.patterns})
+    assert {0.0, 1.25} == set(sampled.patterns.unique().tolist())
+    assert len({tuple(p) for p in sampled.patterns.tolist()}) == 5
+    inputs = inputs_of(plain, 2)
+    each = []
+    for pattern in sampled.patterns:
+        one = router()
+        one.score.weight.data *= pattern
+        each.append(outputs(one, inputs)["scores"])
+    got = outputs(sampled, inputs)["scores"]
+    np.testing.assert_allclose(got, np.mean(each, axis=0), rtol=1e-5)
+    assert np.abs(got - outputs(plain, inputs)["scores"]).max() > 1e-6
+    np.testing.assert_allclose(got.sum(1), 1, rtol=1e-5)
+
+
+def test_dropout_is_on_in_training_only() -> None:
+    module = RouterGraph(router().spec, dropout_samples=3)
+    inputs = inputs_of(module, 1)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(1)
+        a, b = (module.train().rank(**inputs)[0] for _ in range(2))
+        c, d = (module.eval().rank(**inputs)[0] for _ in range(2))
+    assert (a != b).any() and torch.equal(c, d)
+
+
+def test_a_bundle_takes_a_router_with_dropout(tmp_path: Path) -> None:
+    """Oracle: the torch module, which `add_router` compares the graph with at 1e-4."""
+    module = RouterGraph(read_manifest(NANO, verify=False).model, dropout_samples=4).eval()
+    bundle = add_router(NANO, module, data="random weights", steps=1, saw_text=False, out=tmp_path / "bundle")
+    entry = read_manifest(bundle).router
+    assert entry is not None and entry.dropout_samples == 4
+    with pytest.raises(ExportError, match="within"):
+        module.patterns = module.patterns.flip(0).roll(7, 1)
+        check_router(module, module.spec, bundle / "router.onnx")
+
+
 def encoder_multiply_adds(file: Path) -> int:
     """Of MatMul, Conv and attention nodes, from the shapes stored in the graph."""
     graph = onnx.load(str(file)).graph

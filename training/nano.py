@@ -67,9 +67,9 @@ PLANS: dict[str, tuple[Stage, ...]] = {
     "continue": (
         Stage(BatchShape(256, 1, 12, 5, drawn=512), 40, (0.0, 2e-3), teach_presence=True),
         Stage(BatchShape(256, 1, 12, 5, drawn=512), 700, (2e-3, 1.5e-3), teach_presence=True),
-        Stage(BatchShape(256, 2, 6, 4, pace=0.3, drawn=512), 160, (1.5e-3, 1.5e-3), teach_presence=True),
-        Stage(BatchShape(256, 4, 4, 3, drawn=512), 300, (1.5e-3, 1e-3)),
-        Stage(BatchShape(512, 4, 1, 3), 160, (1e-3, 2e-5)),
+        Stage(BatchShape(256, 2, 6, 4, pace=0.3, drawn=512), 130, (1.5e-3, 1.5e-3), teach_presence=True),
+        Stage(BatchShape(256, 4, 4, 3, drawn=512), 220, (1.5e-3, 1e-3)),
+        Stage(BatchShape(512, 4, 1, 3), 110, (1e-3, 2e-5)),
     ),
     # One datacenter GPU.
     "gpu": (

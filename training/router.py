@@ -99,6 +99,7 @@ def train_router(
     seed: int = 0,
     frames: int | None = None,
     encode: Encode | None = None,
+    dropout_samples: int = 0,
     threads: int | None = None,
     progress: Say | None = None,
 ) -> RouterReport:
@@ -116,6 +117,7 @@ def train_router(
         seed: of weights and batches.
         frames: read of each clip at most.
         encode: texts -> float32 [T, E]; None takes the bundle's text encoder. Without a text projection in the bundle texts are not used.
+        dropout_samples: Monte-Carlo dropout, see `RouterGraph`; 0 for none.
         threads: CPU threads; None for every core.
         progress: called with one line at a time.
 
@@ -127,6 +129,8 @@ def train_router(
     """
     if steps < 1:
         raise PromptError(expected("steps >= 1", steps, "A few hundred are enough for a small data set"))
+    if dropout_samples < 0:
+        raise PromptError(expected("dropout_samples >= 0", dropout_samples, "0 trains without dropout, 8 is a fair number"))
     folder, say = bundle_to_change(bundle, out), progress or (lambda _: None)
     if out is not None and out.exists():
         raise BundleError(expected("a path that does not exist yet", out, "Choose another --out"))
@@ -138,7 +142,8 @@ def train_router(
     elif encode is None:
         assert loaded.texts is not None, "a projection goes with a text encoder"
         encode = loaded.texts.encode
-    _claim(work, {**_identity(loaded, with_text=projection is not None), "data": data, "seed": seed, "steps": steps, "frames": frames})
+    numbers = {"seed": seed, "steps": steps, "frames": frames, "dropout_samples": dropout_samples}
+    _claim(work, {**_identity(loaded, with_text=projection is not None), "data": data, **numbers})
     recorder = Recorder(AttentionTap(folder, loaded.backend, threads=threads), loaded.spec, encode=encode)
     to_train = _recorded(recorder, clips, work / "samples" / "train", frames, say)
     to_report = _recorded(recorder, held_out, work / "samples" / "report", frames, say)
@@ -146,7 +151,8 @@ def train_router(
     say(f"{len(to_train)} samples to train on, {len(to_report)} to report on, {'with' if saw_text else 'without'} descriptions")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = RouterGraph(loaded.spec, None if projection is None else torch.from_numpy(projection))
+        known = None if projection is None else torch.from_numpy(projection)
+        module = RouterGraph(loaded.spec, known, dropout_samples=dropout_samples)
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
@@ -171,6 +177,7 @@ def train_router_command(
     clips: int = 60,
     report_clips: int = 12,
     frames: int = 32,
+    dropout_samples: int = 0,
     threads: int | None = None,
     progress: Say | None = None,
 ) -> RouterReport:
@@ -186,6 +193,7 @@ def train_router_command(
         clips: to train on, at most.
         report_clips: other clips, to report on.
         frames: read of each clip at most.
+        dropout_samples: see `train_router`.
         threads: CPU threads; None for every core.
         progress: called with one line at a time.
 
@@ -204,6 +212,7 @@ def train_router_command(
         out=out,
         seed=seed,
         frames=frames,
+        dropout_samples=dropout_samples,
         threads=threads,
         progress=progress,
     )
@@ -259,7 +268,9 @@ def train(module: RouterGraph, samples: Samples, *, steps: int, seed: int, work:
             chosen = rng.integers(len(samples), size=min(_BATCH, len(samples)))
             inputs, target = batch(module.spec, samples, chosen)
             inputs["has_text"] &= torch.from_numpy(rng.random(len(chosen)) >= _TEXT_DROPPED)
-            logits, _, _ = module.rank(**inputs)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(rng.integers(2**31)))  # of what is dropped
+                logits, _, _ = module.rank(**inputs)
             loss = F.cross_entropy(logits, target)
             optimizer.zero_grad()
             loss.backward()
@@ -332,7 +343,7 @@ def _scores(module: RouterGraph, samples: Samples, rows: npt.NDArray[np.int64], 
             inputs["has_text"] = torch.full((len(rows[part]),), text is not None)
             if text is not None:
                 inputs["text"] = torch.from_numpy(np.ascontiguousarray(text[part]))
-            parts.append(module.rank(**inputs)[0].numpy())
+            parts.append(module(**inputs)[0].numpy())
     return np.concatenate(parts)
 
 

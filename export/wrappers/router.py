@@ -26,6 +26,7 @@ from fastsam2.errors import ExportError, expected
 
 WIDTH = 32  # of projected tokens
 HIDDEN = 64  # of the MLP
+DROPOUT = 0.2  # share of hidden values dropped, where there is dropout
 _NEIGHBOURS = 3  # cells along the side of a neighbourhood
 _NEAR = 7  # the same for "near the object"
 _REACH = 5  # the same for "within reach of the object"
@@ -37,9 +38,15 @@ _SHORTEST = 1e-6  # lengths are divided by at least this
 class RouterGraph(nn.Module):
     """Scores of every memory row of a frame.
 
+    With `dropout_samples`, Monte-Carlo dropout: hidden values are dropped in training, and scores are the mean over that many fixed
+    patterns of dropped values, which are constants of the graph and run as one matrix product. What a single pattern happens to rely on
+    then counts less than what most agree on. The paper drops in the encoder; the official Hiera has no dropout to keep switched on, and
+    each sample would cost an encoder run, so the dropout is added here.
+
     Args:
         spec: model sizes.
         projection: float32 [E, C], text embedding -> token; None for a router that never reads a text.
+        dropout_samples: patterns, T; 0 for no dropout.
 
     Raises:
         ExportError: if the projection has another shape.
@@ -47,8 +54,9 @@ class RouterGraph(nn.Module):
 
     text_projection: torch.Tensor
     reads_text: torch.Tensor
+    patterns: torch.Tensor
 
-    def __init__(self, spec: ModelSpec, projection: torch.Tensor | None = None) -> None:
+    def __init__(self, spec: ModelSpec, projection: torch.Tensor | None = None, *, dropout_samples: int = 0) -> None:
         super().__init__()
         shape = (spec.text_dim, spec.hidden_dim)
         if projection is not None and tuple(projection.shape) != shape:
@@ -61,6 +69,13 @@ class RouterGraph(nn.Module):
         self.score = nn.Linear(HIDDEN, 1, bias=False)  # a constant would cancel in the softmax
         self.register_buffer("text_projection", torch.zeros(shape) if projection is None else projection.detach().float().clone())
         self.register_buffer("reads_text", torch.tensor(float(projection is not None)))
+        chance = torch.full((dropout_samples, HIDDEN), 1 - DROPOUT)
+        self.register_buffer("patterns", torch.bernoulli(chance, generator=torch.Generator().manual_seed(0)) / (1 - DROPOUT))
+
+    @property
+    def dropout_samples(self) -> int:
+        """T."""
+        return len(self.patterns)
 
     def forward(
         self,
@@ -73,8 +88,11 @@ class RouterGraph(nn.Module):
         iou: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Inputs and outputs as in `contracts.GRAPHS[ROUTER]`; `relevance` is the cosine with the token minus the frame's mean token."""
-        logits, relevance, context = self.rank(tokens, text, has_text, low_res_logits, uncertainty, object_score, iou)
-        return logits.softmax(dim=-1), relevance, context
+        hidden, relevance, context = self._hidden(tokens, text, has_text, low_res_logits, uncertainty, object_score, iou)
+        if self.dropout_samples:
+            each = torch.matmul(hidden, (self.patterns * self.score.weight).T)  # [B, N, T]
+            return each.softmax(dim=1).mean(dim=-1), relevance, context
+        return self.score(hidden).squeeze(-1).softmax(dim=-1), relevance, context
 
     def rank(
         self,
@@ -86,7 +104,7 @@ class RouterGraph(nn.Module):
         object_score: torch.Tensor,
         iou: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`forward` before the softmax, for training.
+        """`forward` before the softmax, for training: with dropout, of one new pattern for each sample.
 
         Args:
             tokens: [1, N, C] as in the graph, or [B, N, C] where every object is on a frame of its own (its first axis is 1 or B below).
@@ -100,6 +118,22 @@ class RouterGraph(nn.Module):
         Returns:
             logits of the scores [B, N], relevance [B, N], context [1 or B, N].
         """
+        hidden, relevance, context = self._hidden(tokens, text, has_text, low_res_logits, uncertainty, object_score, iou)
+        if self.dropout_samples and self.training:
+            hidden = hidden * F.dropout(torch.ones_like(hidden[:, :1]), DROPOUT)
+        return self.score(hidden).squeeze(-1), relevance, context
+
+    def _hidden(
+        self,
+        tokens: torch.Tensor,
+        text: torch.Tensor,
+        has_text: torch.Tensor,
+        low_res_logits: torch.Tensor,
+        uncertainty: torch.Tensor,
+        object_score: torch.Tensor,
+        iou: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Hidden layer [B, N, HIDDEN], relevance, context."""
         context = self._context(tokens)
         hidden = self.shared(torch.cat([self._local(tokens), context.unsqueeze(-1)], dim=-1))  # [1 or B, N, HIDDEN]
 
@@ -128,7 +162,7 @@ class RouterGraph(nn.Module):
             dim=-1,
         )
         hidden = hidden + self.own(torch.cat([own, of_object.expand(-1, covered.shape[1], -1)], dim=-1))
-        return self.score(F.gelu(hidden)).squeeze(-1), relevance, context
+        return F.gelu(hidden), relevance, context
 
     def _local(self, tokens: torch.Tensor) -> torch.Tensor:
         """Projected tokens, their neighbourhood's mean and the distance to it, [1 or B, N, 3 · WIDTH]."""
@@ -162,15 +196,17 @@ def _mean_around(cells: torch.Tensor, side: int) -> torch.Tensor:
     return F.avg_pool2d(cells, side, stride=1, padding=side // 2, count_include_pad=False)
 
 
-def multiply_adds(spec: ModelSpec, objects: int = 1) -> int:
+def multiply_adds(spec: ModelSpec, objects: int = 1, dropout_samples: int = 0) -> int:
     """Multiply-adds of one call: matrix products, and one for each value a pooling window reads.
 
     Args:
         spec: model sizes.
         objects: B.
+        dropout_samples: T.
     """
     n, c = spec.tokens, spec.hidden_dim
     window = _NEIGHBOURS**2
     frame = n * (c * WIDTH + _SHARED * HIDDEN + window * (c + WIDTH) + 5 * c)  # 5: normalising, three lengths, the frame's mean
-    one = spec.text_dim * c + n * (3 * c + (_OWN + 1) * HIDDEN + (IMAGE_STRIDE // LOW_RES_STRIDE) ** 2 + window + _NEAR**2 + _REACH**2)
+    pooled = (IMAGE_STRIDE // LOW_RES_STRIDE) ** 2 + window + _NEAR**2 + _REACH**2
+    one = spec.text_dim * c + n * (3 * c + (_OWN + max(1, dropout_samples)) * HIDDEN + pooled)
     return frame + objects * one
