@@ -24,6 +24,7 @@ def export_bundle(
     image_size: int | None = None,
     postprocessing: bool = True,
     targets: Sequence[ExportTarget] = ALL_TARGETS,
+    query_attention: bool = False,
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
@@ -36,6 +37,7 @@ def export_bundle(
         image_size: side of the square input in pixels, instead of the config's.
         postprocessing: see `fastsam2.export.checkpoints.build_model`.
         targets: consumers to shape graphs for; a graph that does not depend on its consumer is written once.
+        query_attention: also make the graph that query pruning needs.
         overwrite: replace an existing bundle.
         progress: called with one line per step.
 
@@ -50,10 +52,11 @@ def export_bundle(
     if not wanted or len(set(wanted)) != len(wanted):
         raise ExportError(expected(f"different targets of {[t.value for t in ExportTarget]}", [t.value for t in wanted], "Name each once"))
     say = progress or (lambda _: None)
+    roles = (*BASE_ROLES, GraphRole.QUERY_ATTENTION) if query_attention else BASE_ROLES
     with new_bundle(out, overwrite=overwrite) as folder:
         say(f"building {model} with checkpoint {checkpoint}")
         loaded = build_model(model, checkpoint, image_size=image_size, postprocessing=postprocessing)
-        graphs = [entry for role in BASE_ROLES for entry in _export_role(loaded, role, wanted, folder, say)]
+        graphs = [entry for role in roles for entry in _export_role(loaded, role, wanted, folder, say)]
         write_manifest(
             folder, Manifest(fastsam2_version=fastsam2.__version__, model=loaded.spec, graphs=tuple(graphs), origin=loaded.origin)
         )

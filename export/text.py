@@ -1,6 +1,7 @@
-"""A bundle and a CLIP checkpoint -> the bundle with a text encoder.
+"""A bundle and a CLIP checkpoint -> the bundle with a text encoder, and with what describes objects automatically.
 
     checkpoint (transformers: hub id or folder) -> text_encoder.onnx + tokenizer.json + TextEntry, ModelSpec.text_dim
+    its image half, where it has one, and a list of phrases -> crop_encoder.onnx + vocabulary.txt (`export/crop.py`)
 
 The text encoder does not depend on the target, so one file serves every target of the bundle. `tokenizer.json` is the fast tokenizer
 without truncation; its padding section only records which id pads, because lengths are decided by `runtime/text.py`.
@@ -9,7 +10,7 @@ without truncation; its padding section only records which id pads, because leng
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,8 +25,10 @@ from fastsam2.contracts import CLIP_CONTEXT
 from fastsam2.enums import ExportTarget, GraphRole
 from fastsam2.errors import ExportError, expected
 from fastsam2.export.checkpoints import INSTALL
+from fastsam2.export.crop import LARGEST_BYTES, ClipImage, export_crop_encoder, load_clip_image, write_vocabulary
 from fastsam2.export.exporter import check_complete, graph_entry
 from fastsam2.export.rewrites.half_storage import store_half
+from fastsam2.vocabulary import DEFAULT_TEMPLATES, DEFAULT_VOCABULARY, check_templates, read_vocabulary
 
 if TYPE_CHECKING:
     import torch
@@ -33,13 +36,12 @@ if TYPE_CHECKING:
 TEXT_ENCODER_FILE, TOKENIZER_FILE = PurePosixPath("text_encoder.onnx"), PurePosixPath("tokenizer.json")
 _LEGACY_END = 2  # the eos_token_id of old CLIP configs, which is not the end token; see wrappers/text_encoder.py
 _CHECKED_TEXTS = (1, 5)
-_LARGEST_BYTES = 2**31 - 2**20  # of one protobuf file, less what is not weights
 _OTHER = "Name a CLIP checkpoint on the hub, such as openai/clip-vit-base-patch32, or its folder"
 
 
 @dataclass(frozen=True, slots=True)
 class ClipText:
-    """The text side of a CLIP checkpoint.
+    """A CLIP checkpoint, as far as it becomes part of a bundle.
 
     Attributes:
         model: `CLIPModel` or `CLIPTextModelWithProjection`, on the CPU, float32, eval.
@@ -49,6 +51,7 @@ class ClipText:
         end: id of the end token.
         padding: id that fills up to 77: the tokenizer's own, else `end`.
         padding_token: its text.
+        image: the image half; None where the checkpoint has none, or it was not asked for.
     """
 
     model: Any
@@ -58,39 +61,69 @@ class ClipText:
     end: int
     padding: int
     padding_token: str
+    image: ClipImage | None = None
 
 
-def add_text(bundle: Path | str, clip: str, *, out: Path | None = None, progress: Callable[[str], None] | None = None) -> Path:
+def add_text(
+    bundle: Path | str,
+    clip: str,
+    *,
+    out: Path | None = None,
+    vocabulary: Path | None = None,
+    templates: Sequence[str] | None = None,
+    text_only: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
     """Add the text encoder of a CLIP checkpoint to a bundle, or replace the one it has.
 
-    A text projection or a router that was fitted to another text encoder is dropped, and so is a router whose text input is of another
-    width. On any failure the bundle stays as it was.
+    A checkpoint with an image half gives a crop encoder and a vocabulary as well, which `--text auto` needs; those the bundle had before
+    are dropped. So are a text projection or a router that was fitted to another text encoder, and a router whose text input is of
+    another width. On any failure the bundle stays as it was.
 
     Args:
         bundle: folder, or name of a built-in bundle, which then needs `out`.
         clip: hub id or local folder of a transformers CLIP checkpoint (`CLIPModel` or `CLIPTextModelWithProjection`) of any width, with
             a fast tokenizer and a context of 77 tokens.
         out: a new folder for the result; None changes `bundle` itself.
+        vocabulary: file with the phrases to choose from, see `read_vocabulary`; None takes the list that ships with the package.
+        templates: sentences with one `{}` each, where the phrase goes; `DEFAULT_TEMPLATES` when None.
+        text_only: leave out the image half.
         progress: called with one line per step.
 
     Returns:
         The folder of the result.
 
     Raises:
-        ExportError: if a package is missing, the checkpoint is not such a CLIP, or the graph differs from torch beyond its tolerance.
+        ExportError: if a package is missing, the checkpoint is not such a CLIP, or a graph differs from torch beyond its tolerance; or
+            if a vocabulary or templates are given and no crop encoder can be made.
+        PromptError: if the vocabulary or the templates are not legal.
         BundleError: if the bundle is not whole, or the result cannot be written.
     """
     say, source_folder = progress or (lambda _: None), bundle_to_change(bundle, out)
     for name in ("torch", "sam2", "onnx", "onnxscript"):
         _package(name, INSTALL)
+    phrases = read_vocabulary(DEFAULT_VOCABULARY if vocabulary is None else vocabulary)
+    sentences = check_templates(DEFAULT_TEMPLATES if templates is None else templates)
     with changed_bundle(source_folder, out) as (folder, old):
-        say(f"loading the text half of {clip}")
-        text = load_clip_text(clip)
-        spec = ModelSpec(**{**old.model.model_dump(), "text_dim": int(text.model.text_projection.out_features)})
-        graph = _export(text, spec, folder, say)
+        say(f"loading {clip}")
+        text = load_clip_text(clip, text_only=text_only)
+        image = text.image
+        if image is None and (vocabulary is not None or templates is not None):
+            got = "--text-only" if text_only else f"the text half alone in {clip}"
+            raise ExportError(expected("an image half for a vocabulary or templates", got, f"{_OTHER}; or leave both out"))
+        sizes = {"text_dim": int(text.model.text_projection.out_features)}
+        if image is not None:
+            sizes["crop_size"] = int(image.model.vision_model.config.image_size)
+        spec = ModelSpec(**{**old.model.model_dump(exclude={"crop_size"}), **sizes})
+        graphs = [_export(text, spec, folder, say)]
         _write_tokenizer(text, folder / TOKENIZER_FILE)
-        source = Path(clip).resolve().name if Path(clip).is_dir() else clip
-        manifest = _merged(old, spec, graph, TextEntry(source=source, tokenizer=FileEntry.of(folder, TOKENIZER_FILE)), say)
+        entry = TextEntry(source=_source(clip), tokenizer=FileEntry.of(folder, TOKENIZER_FILE))
+        if image is None:
+            say("no crop encoder: objects of this bundle are described by hand")
+        else:
+            graphs.append(export_crop_encoder(image, spec, folder, say))
+            entry = entry.model_copy(update={"vocabulary": write_vocabulary(phrases, sentences, folder)})
+        manifest = _merged(old, spec, graphs, entry, say)
         for gone in {f.path for f in old.files} - {f.path for f in manifest.files}:
             (folder / gone).unlink()
         write_manifest(folder, manifest)
@@ -100,19 +133,21 @@ def add_text(bundle: Path | str, clip: str, *, out: Path | None = None, progress
     return result
 
 
-def load_clip_text(clip: str) -> ClipText:
-    """Load the text side of a checkpoint.
+def load_clip_text(clip: str, *, text_only: bool = True) -> ClipText:
+    """Load a checkpoint.
 
     Args:
         clip: see `add_text`.
+        text_only: leave `image` out.
 
     Raises:
         ExportError: see `add_text`.
     """
     transformers = _package("transformers", "Run `pip install torch transformers`")
     with _quiet(transformers):
-        model, config = _load_model(transformers, clip)
+        model, config, missing = _load_model(transformers, clip)
         fast = _load_tokenizer(transformers, clip)
+        image = None if text_only else load_clip_image(model, missing, clip)
     text = getattr(config, "text_config", config)
     if text.max_position_embeddings != CLIP_CONTEXT:
         raise ExportError(expected(f"a context of {CLIP_CONTEXT} tokens in {clip}", text.max_position_embeddings, _OTHER))
@@ -134,7 +169,7 @@ def load_clip_text(clip: str) -> ClipText:
         raise ExportError(
             expected(f"{clip} to take its embedding at the end token {end}", f"a config that takes it at {wanted}", "Mend its eos_token_id")
         )
-    return ClipText(model, tokenizer, int(text.vocab_size), begin, end, padding, str(tokenizer.id_to_token(padding)))
+    return ClipText(model, tokenizer, int(text.vocab_size), begin, end, padding, str(tokenizer.id_to_token(padding)), image)
 
 
 def _package(name: str, todo: str) -> Any:
@@ -146,7 +181,7 @@ def _package(name: str, todo: str) -> Any:
 
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """No bars and no report of the vision half's weights, which are meant to be left out."""
+    """No bars and no report of weights that are meant to be left out."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -159,8 +194,11 @@ def _quiet(transformers: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _load_model(transformers: Any, clip: str) -> tuple[Any, Any]:
-    """The model and its config. A whole CLIP is loaded as one: in a text model's place its projection could get another width."""
+def _load_model(transformers: Any, clip: str) -> tuple[Any, Any, list[str]]:
+    """The model, its config, and the names of weights that the checkpoint lacks.
+
+    A whole CLIP is loaded as one: in a text model's place its projection could get another width.
+    """
     try:
         config = transformers.AutoConfig.from_pretrained(clip)
     except Exception as error:  # the hub's client and transformers raise many unrelated families
@@ -174,15 +212,16 @@ def _load_model(transformers: Any, clip: str) -> tuple[Any, Any]:
         )
     except Exception as error:
         raise ExportError(expected(f"the weights of a CLIP model in {clip}", _reason(error), _OTHER)) from error
-    missing = sorted(k for k in found["missing_keys"] if k.startswith("text_") and not k.endswith("position_ids"))
+    lacking = sorted(k for k in found["missing_keys"] if not k.endswith("position_ids"))
+    missing = [k for k in lacking if k.startswith("text_")]
     if missing:
         got = f"none for {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
         raise ExportError(expected(f"weights of text model and text projection in {clip}", got, _OTHER))
     bytes_needed = sum(4 * p.numel() for part in (model.text_model, model.text_projection) for p in part.parameters())
-    if bytes_needed > _LARGEST_BYTES:
+    if bytes_needed > LARGEST_BYTES:
         got = f"{bytes_needed / 2**30:.1f} GiB in float32"
         raise ExportError(expected(f"a text model of less than 2 GiB in {clip}", got, "Name a smaller CLIP checkpoint"))
-    return model.float().eval().requires_grad_(False), config
+    return model.float().eval().requires_grad_(False), config, lacking
 
 
 def _load_tokenizer(transformers: Any, clip: str) -> Any:
@@ -216,34 +255,11 @@ def _export(text: ClipText, spec: ModelSpec, folder: Path, say: Callable[[str], 
 
 
 def _check(wrapper: torch.nn.Module, text: ClipText, file: Path) -> float:
-    """Root mean square difference to torch / standard deviation of torch's output, the worst of several batch sizes.
+    """The difference to torch on several batch sizes; see `check_samples`."""
+    from fastsam2.export.validate import check_samples
 
-    Raises:
-        ExportError: beyond `validate.TOLERANCE`.
-    """
-    import onnxruntime as ort
-    import torch
-
-    from fastsam2.export.validate import TOLERANCE
-
-    session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    worst = 0.0
-    for seed, count in enumerate(_CHECKED_TEXTS):
-        ids = _random_texts(text, count, seed)
-        with torch.inference_mode():
-            want = wrapper(torch.from_numpy(ids)).numpy().astype(np.float64)
-        (have,) = session.run(["text"], {"ids": ids})
-        deviation = float("inf") if have.shape != want.shape else float(np.sqrt(np.mean(np.square(want - have))) / max(want.std(), 1e-12))
-        worst = max(worst, deviation)
-    if not worst <= TOLERANCE:
-        raise ExportError(
-            expected(
-                f"{GraphRole.TEXT_ENCODER.value} within {TOLERANCE:g} of torch, relative to its spread",
-                f"{worst:.3g}",
-                "The exported graph is wrong for this checkpoint or this torch version; please report both",
-            )
-        )
-    return worst
+    samples = (_random_texts(text, count, seed) for seed, count in enumerate(_CHECKED_TEXTS))
+    return check_samples(wrapper, GraphRole.TEXT_ENCODER, samples, file)
 
 
 def _random_texts(text: ClipText, count: int, seed: int) -> np.ndarray[Any, np.dtype[np.int32]]:
@@ -262,9 +278,21 @@ def _write_tokenizer(text: ClipText, file: Path) -> None:
     text.tokenizer.no_padding()
 
 
-def _merged(old: Manifest, spec: ModelSpec, graph: GraphEntry, text: TextEntry, say: Callable[[str], None]) -> Manifest:
-    """The old manifest with the new text encoder, and with what was fitted to it and nothing that was fitted to another."""
-    kept = [g for g in old.graphs if g.role is not GraphRole.TEXT_ENCODER]
+def _source(clip: str) -> str:
+    return Path(clip).resolve().name if Path(clip).is_dir() else clip
+
+
+def _merged(old: Manifest, spec: ModelSpec, graphs: Sequence[GraphEntry], text: TextEntry, say: Callable[[str], None]) -> Manifest:
+    """The old manifest with the graphs of the new CLIP, and with what was fitted to its text encoder and nothing that was to another.
+
+    Args:
+        old: of the bundle before.
+        spec: of the bundle now.
+        graphs: the new text encoder first.
+        text: its entry, without a projection.
+        say: called with a line for each thing that is dropped.
+    """
+    graph, kept = graphs[0], [g for g in old.graphs if g.role not in (GraphRole.TEXT_ENCODER, GraphRole.CROP_ENCODER)]
     projection = None if old.text is None else old.text.projection
     if projection is not None and projection.text_encoder != graph.file.sha256:
         say("dropped the text projection, which was fitted to another text encoder: make one with `fastsam2 fit-text`")
@@ -273,6 +301,6 @@ def _merged(old: Manifest, spec: ModelSpec, graph: GraphEntry, text: TextEntry, 
     if router is not None and (spec.text_dim != old.model.text_dim or router.text_encoder not in (None, graph.file.sha256)):
         say("dropped the router, which was trained for another text encoder: make one with `fastsam2 train-router`")
         kept, router = [g for g in kept if g.role is not GraphRole.ROUTER], None
-    added = [graph.model_copy(update={"target": target}) for target in old.targets]
+    added = [g.model_copy(update={"target": target}) for g in graphs for target in old.targets]
     changes = {"model": spec, "graphs": (*kept, *added), "text": text.model_copy(update={"projection": projection}), "router": router}
     return Manifest(**{**dict(old), **changes})

@@ -23,14 +23,23 @@ from fastsam2.export.wrappers.mask_decoder import MaskDecoderGraph
 from fastsam2.export.wrappers.mask_prompt import MaskPromptGraph
 from fastsam2.export.wrappers.memory_attention import MemoryAttentionGraph
 from fastsam2.export.wrappers.memory_encoder import MemoryEncoderGraph
+from fastsam2.export.wrappers.query_attention import QueryAttentionGraph
 
 OPSET = 23  # first opset with Attention
-_EXAMPLE = {"B": 2, "M": 3, "P": 5, "Q": 4, "T": 2}  # none is 1, which torch.export would freeze; M in frames
+_EXAMPLE = {"B": 2, "K": 7, "M": 3, "P": 5, "Q": 4, "T": 2}  # none is 1, which torch.export would freeze; M in frames
+
+_SHAPED_BY_TARGET = (
+    GraphRole.IMAGE_ENCODER,
+    GraphRole.MEMORY_ATTENTION,
+    GraphRole.QUERY_ATTENTION,
+    GraphRole.MASK_DECODER,
+    GraphRole.MASK_PROMPT,
+)
 
 
 def depends_on_target(role: GraphRole) -> bool:
     """Whether the ONNX of `role` differs between export targets."""
-    return role in (GraphRole.IMAGE_ENCODER, GraphRole.MEMORY_ATTENTION, GraphRole.MASK_DECODER, GraphRole.MASK_PROMPT)
+    return role in _SHAPED_BY_TARGET
 
 
 def build_wrapper(model: Any, spec: ModelSpec, role: GraphRole, target: ExportTarget) -> nn.Module:
@@ -40,6 +49,8 @@ def build_wrapper(model: Any, spec: ModelSpec, role: GraphRole, target: ExportTa
             wrapper: nn.Module = ImageEncoderGraph(model)
         case GraphRole.MEMORY_ATTENTION:
             wrapper = MemoryAttentionGraph(model, spec, target)
+        case GraphRole.QUERY_ATTENTION:
+            wrapper = QueryAttentionGraph(model, spec, target)
         case GraphRole.MASK_DECODER:
             wrapper = MaskDecoderGraph(model, spec)
         case GraphRole.MASK_PROMPT:
@@ -68,7 +79,7 @@ def example_inputs(spec: ModelSpec, role: GraphRole, target: ExportTarget, sizes
     for tensor in graph_spec(role, target).inputs:
         shape = [sizes[d] if isinstance(d, str) else d for d in tensor.shape(spec)]
         match tensor.name, tensor.dtype:
-            case "pixels", _:
+            case "pixels" | "crop", _:
                 value = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
             case "labels", _:
                 value = torch.randint(-1, 4, shape, generator=generator, dtype=torch.int32)
@@ -84,6 +95,10 @@ def example_inputs(spec: ModelSpec, role: GraphRole, target: ExportTarget, sizes
                 value = torch.nn.functional.normalize(torch.randn(shape, generator=generator), dim=-1)
             case "uncertainty" | "iou", _:
                 value = torch.rand(shape, generator=generator)
+            case "query_position", _:  # no table row twice
+                value = torch.stack([torch.randperm(spec.table_rows - 1, generator=generator)[: shape[1]] for _ in range(shape[0])]).int()
+            case "source", _:
+                value = torch.randint(-1, sizes["K"], shape, generator=generator, dtype=torch.int32)
             case _, "bool":
                 value = torch.rand(shape, generator=generator) > 0.5
             case _, "int32":
@@ -122,7 +137,7 @@ def export_graph(wrapper: nn.Module, spec: ModelSpec, role: GraphRole, target: E
     table = graph_spec(role, target)
     sizes = {**_EXAMPLE, "M": _EXAMPLE["M"] * 17}
     inputs = example_inputs(spec, role, target, sizes)
-    axes: dict[str, Any] = {name: torch.export.Dim(name, min=1) for name in ("B", "M", "P", "Q", "T")}
+    axes: dict[str, Any] = {name: torch.export.Dim(name, min=1) for name in ("B", "K", "M", "P", "Q", "T")}
     axes["R"] = torch.export.Dim.AUTO  # derived from M and P inside the graph
     dynamic = {t.name: {i: axes[a] for i, a in t.dynamic().items()} for t in table.inputs}
     with torch.no_grad(), fused(target), fused_layer_norm_2d(), _quiet():

@@ -24,6 +24,7 @@ from fastsam2.config import ModelSpec
 from fastsam2.contracts import MANIFEST_VERSION, TensorSpec, graph_spec
 from fastsam2.enums import ExportTarget, GraphRole
 from fastsam2.errors import BundleError, expected
+from fastsam2.vocabulary import check_templates
 
 MANIFEST_NAME = "manifest.json"
 _HASH_CHUNK_BYTES = 1 << 20
@@ -93,12 +94,26 @@ class ProjectionEntry(_Record):
     condition: FiniteFloat  # condition number of the regularised normal equations
 
 
+class VocabularyEntry(_Record):
+    """What the crop encoder of a bundle that has one chooses from."""
+
+    file: FileEntry  # vocabulary.txt, as `fastsam2.vocabulary` reads it
+    phrases: int = Field(gt=0)  # how many there are
+    templates: tuple[str, ...]  # sentences with one {}, where the phrase goes
+
+    @field_validator("templates")
+    @classmethod
+    def _have_a_place(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        return check_templates(templates)
+
+
 class TextEntry(_Record):
     """What belongs to the text encoder of a bundle that has one."""
 
     source: str  # hub id, or name of the folder it came from
     tokenizer: FileEntry  # tokenizer.json, as the package tokenizers reads it
     projection: ProjectionEntry | None = None
+    vocabulary: VocabularyEntry | None = None  # goes with the crop_encoder graph, the image half of the same CLIP
 
 
 class RouterEntry(_Record):
@@ -108,6 +123,7 @@ class RouterEntry(_Record):
     text_encoder: Sha256 | None  # None: it never saw a text
     data: str  # what clips
     steps: int = Field(gt=0)
+    dropout_samples: int = Field(default=0, ge=0)  # patterns of dropped hidden values that scores are the mean of
 
 
 class Origin(_Record):
@@ -146,7 +162,12 @@ class Manifest(_Record):
     @model_validator(mode="after")
     def _companions_have_graphs(self) -> Manifest:
         roles = {g.role for g in self.graphs}
-        for role, entry in ((GraphRole.TEXT_ENCODER, self.text), (GraphRole.ROUTER, self.router)):
+        vocabulary = None if self.text is None else self.text.vocabulary
+        for role, entry in (
+            (GraphRole.TEXT_ENCODER, self.text),
+            (GraphRole.CROP_ENCODER, vocabulary),
+            (GraphRole.ROUTER, self.router),
+        ):
             if (role in roles) != (entry is not None):
                 raise ValueError(f"a {role.value} graph and its entry go together; only one of them is there")
         return self
@@ -157,6 +178,8 @@ class Manifest(_Record):
         extra = [] if self.text is None else [self.text.tokenizer]
         if self.text is not None and self.text.projection is not None:
             extra.append(self.text.projection.file)
+        if self.text is not None and self.text.vocabulary is not None:
+            extra.append(self.text.vocabulary.file)
         return tuple(dict.fromkeys([*(g.file for g in self.graphs), *extra]))
 
     def digests(self, role: GraphRole) -> frozenset[str]:
@@ -185,6 +208,7 @@ class Manifest(_Record):
                 f"a bundle with targets {[t.value for t in self.targets]} and roles {sorted({g.role.value for g in self.graphs})}",
                 f"Export again: fastsam2 export --model {self.model.name} --checkpoint {checkpoint} --image-size {self.model.image_size} "
                 + " ".join(f"--target {t}" for t in wanted)
+                + (" --query-attention" if role is GraphRole.QUERY_ATTENTION else "")
                 + " --out FOLDER",
             )
         )

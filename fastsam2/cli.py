@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -22,7 +23,7 @@ import typer
 
 import fastsam2
 from fastsam2.cli_show import manifest_tables, progress_bar, score_table, show
-from fastsam2.enums import BackendName, ExportTarget, Protect, PrunePolicy, PrunePreset, ScoredFrames
+from fastsam2.enums import BackendName, ExportTarget, Protect, PrunePolicy, PrunePreset, QueryPolicy, ScoredFrames
 from fastsam2.errors import ExportError, FastSam2Error, PromptError, expected
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class PruneChoice(str, Enum):
 
 BUNDLE_HELP = "Folder that `fastsam2 export` wrote, or the name of a built-in bundle."
 DATA_HELP = "Folder in the layout of DAVIS, MOSE or SA-V, or procedural clips."
-TEXT_FORM = "[ID:]WORDS"
+TEXT_FORM = "[ID:]WORDS|[ID:]auto"
 _ALL_TARGETS = [TargetChoice.ALL]
 
 
@@ -103,6 +104,7 @@ def export(
     out: Annotated[Path, typer.Option(help="Bundle folder to make.")],
     image_size: Annotated[int | None, typer.Option(help="Side of the square model input, pixels (default: the config's).")] = None,
     target: Annotated[list[TargetChoice], typer.Option(help="Consumer to shape graphs for; repeatable.")] = _ALL_TARGETS,
+    query_attention: Annotated[bool, typer.Option("--query-attention", help="Also make the graph for run --query-prune.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
 ) -> None:
     """Turn an official checkpoint into a bundle of ONNX graphs (needs torch and sam2)."""
@@ -115,6 +117,7 @@ def export(
         out,
         image_size=image_size,
         targets=targets,
+        query_attention=query_attention,
         overwrite=overwrite,
         progress=_say,
     )
@@ -140,7 +143,12 @@ def run(
     protect: Annotated[str | None, typer.Option(metavar="prompt,newest|none", help="Frames never pruned (default: both).")] = None,
     seed: Annotated[int, typer.Option(help="For --prune random.")] = 0,
     guard: Annotated[bool, typer.Option("--guard", help="Keep more rows while tracking looks unsure.")] = False,
-    text: Annotated[list[str] | None, typer.Option(metavar=TEXT_FORM, help="What an object is, for --prune router.")] = None,
+    query_prune: Annotated[QueryPolicy, typer.Option(help="Which tokens of a frame query the memory.")] = QueryPolicy.ALL,
+    query_keep: Annotated[float | None, typer.Option(help="Share of a frame's tokens that stay queries, 0..1.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(metavar=TEXT_FORM, help="What an object is, for --prune router; auto: from the picture.")
+    ] = None,
+    captioner: Annotated[str | None, typer.Option(metavar="MODEL", help="For --text auto: a captioning model's hub id or folder.")] = None,
     show_tokens: Annotated[bool, typer.Option("--show-tokens", help="Also write a video of the rows kept, and why.")] = False,
     corrections_as_prompts: Annotated[bool, typer.Option("--corrections-as-prompts", help="Hold corrected frames as prompts.")] = False,
     max_prompt_frames: Annotated[int, typer.Option(min=1, help="Prompted frames held per object.")] = 4,
@@ -156,10 +164,14 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Track prompted objects through a video; write their masks, or watch them."""
-    from fastsam2.runtime.prompt_args import read_prompts
+    from fastsam2.runtime.prompt_args import AUTO_TEXT, read_prompts, without_auto
 
-    timed = read_prompts(boxes=box or (), points=point or (), masks=mask or (), removals=remove or (), texts=text or (), file=prompts)
-    pruning = _pruning(prune, keep=keep, tokens=tokens, protect=protect, seed=seed, guard=guard)
+    texts, auto_text = without_auto(text or ())
+    timed = read_prompts(boxes=box or (), points=point or (), masks=mask or (), removals=remove or (), texts=texts, file=prompts)
+    if captioner is not None and not auto_text and all(p.text != AUTO_TEXT for p in timed):
+        raise PromptError(expected("--text auto with --captioner", "no object to describe", "Add --text auto, or leave --captioner out"))
+    rows = _pruning(prune, keep=keep, tokens=tokens, protect=protect, seed=seed, guard=guard)
+    pruning = replace(rows, queries=query_prune, query_keep=query_keep)
     with ExitStack() as opened:
         window = None
         if live_window:
@@ -168,6 +180,12 @@ def run(
             window = opened.enter_context(closing(OpenCvWindow(f"fastsam2: {video}")))  # imports OpenCV, which must come before PyAV
 
         from fastsam2.runtime.run import run_video
+
+        describer = None
+        if captioner is not None:
+            from fastsam2.caption import CaptionDescriber
+
+            describer = CaptionDescriber(captioner)
 
         progress = opened.enter_context(progress_bar(quiet))
         record = run_video(
@@ -189,6 +207,9 @@ def run(
             threads=threads,
             window=window,
             stream=stream,
+            auto_text=auto_text,
+            describer=describer,
+            on_description=None if quiet else lambda i, words: _say(f"object {i}: {words}"),
             progress=progress,
         )
     if not quiet:
@@ -249,11 +270,14 @@ def add_text(
     bundle: Annotated[str, typer.Option(help=BUNDLE_HELP)],
     clip: Annotated[str, typer.Option(help="CLIP checkpoint of transformers: hub id or folder.")],
     out: Annotated[Path | None, typer.Option(help="A new bundle; without it the bundle itself is changed.")] = None,
+    vocabulary: Annotated[Path | None, typer.Option(metavar="FILE", help="For run --text auto: one phrase per line.")] = None,
+    template: Annotated[list[str] | None, typer.Option(help="Sentence that a phrase is put into at {}; repeatable.")] = None,
+    text_only: Annotated[bool, typer.Option("--text-only", help="Leave out the image half, which run --text auto needs.")] = False,
 ) -> None:
-    """Give a bundle the text encoder of a CLIP checkpoint (needs torch and transformers)."""
+    """Give a bundle the two halves of a CLIP checkpoint (needs torch and transformers)."""
     from fastsam2.export.text import add_text as add
 
-    add(bundle, clip, out=out, progress=_say)
+    add(bundle, clip, out=out, vocabulary=vocabulary, templates=template or None, text_only=text_only, progress=_say)
 
 
 @app.command()
@@ -281,12 +305,14 @@ def train_router(
     work: Annotated[Path, typer.Option(help="Folder for samples, saves and log; the same call goes on from there.")] = Path("out/router"),
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 2000,
     clips: Annotated[int, typer.Option(min=1, help="Clips to train on.")] = 60,
+    dropout_samples: Annotated[int, typer.Option(min=0, help="Monte-Carlo dropout: scores are the mean over so many patterns.")] = 0,
     seed: Annotated[int, typer.Option(help="Of clips, weights and batches.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
 ) -> None:
     """Train the router that ranks memory rows; encoder and text encoder stay as they are."""
     command = _needs_torch("fastsam2.training.router").train_router_command
-    report = command(bundle, data=data, out=out, work=work, steps=steps, clips=clips, seed=seed, threads=threads, progress=_say)
+    numbers = {"steps": steps, "clips": clips, "dropout_samples": dropout_samples, "seed": seed, "threads": threads}
+    report = command(bundle, data=data, out=out, work=work, **numbers, progress=_say)
     print(report.table())
 
 

@@ -65,6 +65,13 @@ def manifest_tables(manifest: Manifest) -> RenderableType:
         f"exported {origin.created:%Y-%m-%d %H:%M} by fastsam2 {manifest.fastsam2_version} with torch {origin.torch}, sam2 {origin.sam2}, "
         f"onnx {origin.onnx}"
     )
+    if (text := manifest.text) is not None:
+        head.append(f"\ndescriptions: CLIP {text.source}, {'mapped' if text.projection else 'not mapped'} to tokens; automatic ones: ")
+        if (words := text.vocabulary) is None:
+            head.append("none")
+        else:
+            sentences = ", ".join(repr(t) for t in words.templates)
+            head.append(f"{words.file.path} ({words.phrases} phrases in {sentences})")
     parts: list[RenderableType] = [head]
     for target in manifest.targets:
         graphs = [g for g in manifest.graphs if g.target is target]

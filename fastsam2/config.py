@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fastsam2.enums import Protect, PrunePolicy, PrunePreset
+from fastsam2.enums import Protect, PrunePolicy, PrunePreset, QueryPolicy
 from fastsam2.errors import PromptError, expected
 
 IMAGE_STRIDE = 16  # pixels per grid token, fixed by Hiera and the feature pyramid
 IMAGE_SIZE_MULTIPLE = 32  # Hiera tiles an 8-wide window embedding over the stride-4 map
 LOW_RES_STRIDE = 4  # pixels per low-resolution logit
+LEAST_MERGED = 0.25  # share of queries left when every 2x2 cell is merged
 KEEP_BUCKETS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)  # shapes stay static: one engine profile or CUDA graph per bucket
 
 PRESET_KEEP = {PrunePreset.FAST: 0.02, PrunePreset.BALANCED: 0.05, PrunePreset.QUALITY: 0.25}  # all: router, guard, both protections
@@ -47,6 +48,7 @@ class ModelSpec(BaseModel):
     pointer_offsets: bool  # SAM 2.1 encodes how far away a pointer is, SAM 2.0 does not
     signed_pointer_offsets: bool  # 2.1: negative for pointers from the future
     text_dim: int = Field(default=512, gt=0)  # E: width of text embeddings, of CLIP ViT-B unless a text encoder of another width was added
+    crop_size: int = Field(default=224, gt=0)  # I: side of the square input of the crop encoder, pixels; of CLIP ViT-B unless one was added
 
     @property
     def grid(self) -> int:
@@ -76,7 +78,7 @@ class ModelSpec(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prune:
-    """Which memory rows survive once a frame is no longer the newest. `Prune()` keeps all of them.
+    """Which memory rows survive once a frame is no longer the newest, and which tokens of a frame query them. `Prune()` keeps all.
 
     Args:
         policy: how rows are chosen. `dense` never gathers; every other policy goes through the top-k gather even at keep 1.0.
@@ -86,9 +88,13 @@ class Prune:
         seed: for `random`; the choice depends on seed, object id and frame only.
         buckets: the legal keep fractions, ascending, ending in 1.0.
         guard: raise the budget, bucket by bucket up to all rows, while tracking looks unsure (`runtime/guard.py`).
+        queries: which tokens of the current frame go through memory attention; independent of `policy`. `drop` and `merge` need a bundle
+            with a query_attention graph.
+        query_keep: share of a frame's N tokens that stay queries, (0, 1]; with merge the share after merging, [0.25, 1]. Not rounded to
+            buckets. Required with drop and merge.
 
     Raises:
-        PromptError: if a value is out of range, or both `keep` and `tokens` are given.
+        PromptError: if a value is out of range, both `keep` and `tokens` are given, or `queries` and `query_keep` do not fit.
     """
 
     policy: PrunePolicy = PrunePolicy.DENSE
@@ -98,6 +104,8 @@ class Prune:
     seed: int = 0
     buckets: tuple[float, ...] = KEEP_BUCKETS
     guard: bool = False
+    queries: QueryPolicy = QueryPolicy.ALL
+    query_keep: float | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -136,6 +144,23 @@ class Prune:
 
         if self.guard and not self.policy.scores_rows:
             raise PromptError(expected("guard with a policy that has a budget", self.policy.value, "Name another policy, or leave it out"))
+        self._check_queries()
+
+    def _check_queries(self) -> None:
+        try:
+            object.__setattr__(self, "queries", QueryPolicy(self.queries))
+        except ValueError as error:
+            names = [q.value for q in QueryPolicy]
+            raise PromptError(expected(f"queries of {names}", repr(self.queries), "Pick one of those names")) from error
+        if self.queries is QueryPolicy.ALL:
+            if self.query_keep is not None:
+                got = f"query_keep={self.query_keep}"
+                raise PromptError(expected("no query_keep where all tokens are queries", got, "Name a form as well: drop or merge"))
+            return
+        least = LEAST_MERGED if self.queries is QueryPolicy.MERGE else 0.0
+        if self.query_keep is None or not least <= self.query_keep <= 1.0 or self.query_keep == 0.0:
+            legal = f"query_keep in {'[0.25' if least else '(0'}, 1] with queries {self.queries.value}"
+            raise PromptError(expected(legal, self.query_keep, "Use 0.5 to keep half of a frame's tokens as queries"))
 
     @classmethod
     def preset(cls, preset: PrunePreset | str) -> Prune:
@@ -164,6 +189,13 @@ class Prune:
         else:
             wanted = bucket_rows(1.0 if self.keep is None else self.keep, tokens_per_frame)
         return min(k for k in (bucket_rows(b, tokens_per_frame) for b in self.buckets) if k >= wanted)
+
+    def query_rows(self, tokens_per_frame: int) -> int:
+        """K, the queries of one object on a frame of N = `tokens_per_frame` tokens: at least the share asked for."""
+        wanted = bucket_rows(1.0 if self.query_keep is None else self.query_keep, tokens_per_frame)
+        if self.queries is QueryPolicy.MERGE:
+            return tokens_per_frame - (tokens_per_frame - wanted) // 3 * 3  # a merged cell leaves one query of four
+        return wanted
 
     def budgets(self, tokens_per_frame: int) -> tuple[int, ...]:
         """`rows` and, with the guard, the larger buckets it may rise to, ascending.

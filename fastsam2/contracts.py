@@ -1,10 +1,12 @@
 """THE tensor table: names, dtypes, shapes and dynamic axes of every graph, stated once.
 
 The exporter names its inputs and outputs from here, the bundle checks them, the runtime feeds them, and engine builders take their
-profiles from the dynamic axes. The graphs of `BASE_ROLES` are in every bundle; `text_encoder` and `router` are added later. Symbols:
+profiles from the dynamic axes. The graphs of `BASE_ROLES` are in every bundle; `query_attention` is exported when asked for,
+`text_encoder`, `crop_encoder` and `router` are added later. Symbols:
 
-    S image side, g = S/16 grid side, N = g² grid tokens, L = 4g low-resolution side, C hidden width, D memory width, E text width
-    (fixed by the model), and the dynamic B objects, M memory rows, P object pointers, Q prompt points, T texts.
+    S image side, g = S/16 grid side, N = g² grid tokens, L = 4g low-resolution side, C hidden width, D memory width, E text width,
+    I side of the crop encoder's input (fixed by the model), and the dynamic B objects, K queries, M memory rows,
+    P object pointers, Q prompt points, T texts.
     R = M + (C/D)·P keys of the memory attention.
 
 Semantics of each value follow facebookresearch/sam2 @2b90b9f `sam2/modeling/sam2_base.py`.
@@ -24,7 +26,7 @@ MASK_LOGIT_CLAMP = 32.0  # previous logits are clamped to ± this before they be
 NO_OBJECT_LOGIT = -1024.0  # every logit of an object that is not visible (official NO_OBJ_SCORE)
 LABEL_PADDING, LABEL_NEGATIVE, LABEL_POSITIVE, LABEL_BOX_MIN, LABEL_BOX_MAX = -1, 0, 1, 2, 3
 
-DYNAMIC_AXES = frozenset({"B", "M", "P", "Q", "T", "R"})
+DYNAMIC_AXES = frozenset({"B", "K", "M", "P", "Q", "T", "R"})
 STATIC_AXES: Mapping[str, Callable[[ModelSpec], int]] = {
     "1": lambda _: 1,
     "2": lambda _: 2,
@@ -38,6 +40,7 @@ STATIC_AXES: Mapping[str, Callable[[ModelSpec], int]] = {
     "C/8": lambda s: s.hidden_dim // 8,
     "D": lambda s: s.memory_dim,
     "E": lambda s: s.text_dim,
+    "I": lambda s: s.crop_size,
     "77": lambda _: CLIP_CONTEXT,
 }
 
@@ -99,6 +102,14 @@ LOW_RES_LOGITS = _t("low_res_logits", "float32", "B 1 L L", "mask logits; -1024 
 POINTER = _t("pointer", "float32", "B C", "object pointer, no_obj_ptr mixed in when the object is not visible")
 OBJECT_SCORE = _t("object_score", "float32", "B", "logit; the object is visible when > 0")
 
+_MEMORY = (
+    _t("memory", "float32", "B M D", "memory rows as written by memory_encoder, rounded to bfloat16"),
+    _t("position", "int32", "B M", "row of the position tables: 0..N-1 grid, N..N+N/4-1 pooled 2x2 cells, N+N/4 identity"),
+    _t("age", "int32", "B M", "row of the temporal table: 0 previous frame, ..., num_maskmem-1 prompt frames"),
+    _t("pointers", "float32", "B P C", "object pointers"),
+    _t("pointer_offset", "float32", "B P", "frames back, divided by min(frames of the clip, max_object_pointers) - 1"),
+)
+
 GRAPHS: Mapping[GraphRole, GraphSpec] = {
     g.role: g
     for g in (
@@ -110,16 +121,20 @@ GRAPHS: Mapping[GraphRole, GraphSpec] = {
         ),
         GraphSpec(
             GraphRole.MEMORY_ATTENTION,
-            (
-                TOKENS,
-                _t("memory", "float32", "B M D", "memory rows as written by memory_encoder, rounded to bfloat16"),
-                _t("position", "int32", "B M", "row of the position tables: 0..N-1 grid, N..N+N/4-1 pooled 2x2 cells, N+N/4 identity"),
-                _t("age", "int32", "B M", "row of the temporal table: 0 previous frame, ..., num_maskmem-1 prompt frames"),
-                _t("pointers", "float32", "B P C", "object pointers"),
-                _t("pointer_offset", "float32", "B P", "frames back, divided by min(frames of the clip, max_object_pointers) - 1"),
-            ),
+            (TOKENS, *_MEMORY),
             (_t("conditioned", "float32", "B N C", "tokens conditioned on the memory"),),
             "once a frame per batch of objects with equal M and P",
+        ),
+        GraphSpec(
+            GraphRole.QUERY_ATTENTION,
+            (
+                TOKENS,
+                _t("query_position", "int32", "B K", "row of the position tables: 0..N-1 token, N..N+N/4-1 mean of a 2x2 cell"),
+                _t("source", "int32", "B N", "the query whose update each cell takes, 0..K-1; -1 none, the cell passes through"),
+                *_MEMORY,
+            ),
+            (_t("conditioned", "float32", "B N C", "tokens conditioned on the memory, as far as they take a query's update"),),
+            "instead of memory_attention, when queries are pruned",
         ),
         GraphSpec(
             GraphRole.MASK_DECODER,
@@ -166,6 +181,12 @@ GRAPHS: Mapping[GraphRole, GraphSpec] = {
             "once a description",
         ),
         GraphSpec(
+            GraphRole.CROP_ENCODER,
+            (_t("crop", "uint8", "1 3 I I", "RGB, the picture round an object, already resized to I x I; normalised inside the graph"),),
+            (_t("crop_embedding", "float32", "1 E", "of unit length; its product with a text embedding is their cosine"),),
+            "once an object that is described automatically",
+        ),
+        GraphSpec(
             GraphRole.ROUTER,
             (
                 TOKENS,
@@ -185,7 +206,8 @@ GRAPHS: Mapping[GraphRole, GraphSpec] = {
         ),
     )
 }
-BASE_ROLES = tuple(role for role in GRAPHS if role not in (GraphRole.TEXT_ENCODER, GraphRole.ROUTER))
+_LATER = (GraphRole.QUERY_ATTENTION, GraphRole.TEXT_ENCODER, GraphRole.CROP_ENCODER, GraphRole.ROUTER)
+BASE_ROLES = tuple(role for role in GRAPHS if role not in _LATER)
 
 # TensorRT keeps shapes static with padded banks, so its memory attention takes one more input.
 MEMORY_BIAS = _t("memory_bias", "float32", "B R", "added to the attention logits of each key: 0, or very negative for rows not to be seen")
@@ -194,6 +216,6 @@ MEMORY_BIAS = _t("memory_bias", "float32", "B R", "added to the attention logits
 def graph_spec(role: GraphRole, target: ExportTarget) -> GraphSpec:
     """The table of one graph as shaped for `target`."""
     spec = GRAPHS[role]
-    if role is GraphRole.MEMORY_ATTENTION and target is ExportTarget.TENSORRT:
+    if role in (GraphRole.MEMORY_ATTENTION, GraphRole.QUERY_ATTENTION) and target is ExportTarget.TENSORRT:
         return GraphSpec(spec.role, (*spec.inputs, MEMORY_BIAS), spec.outputs, spec.runs)
     return spec

@@ -8,10 +8,12 @@ class GraphRole(str, Enum):
 
     IMAGE_ENCODER = "image_encoder"
     MEMORY_ATTENTION = "memory_attention"
+    QUERY_ATTENTION = "query_attention"
     MASK_DECODER = "mask_decoder"
     MASK_PROMPT = "mask_prompt"
     MEMORY_ENCODER = "memory_encoder"
     TEXT_ENCODER = "text_encoder"
+    CROP_ENCODER = "crop_encoder"
     ROUTER = "router"
 
 
@@ -40,6 +42,14 @@ class PrunePolicy(str, Enum):
     def scores_rows(self) -> bool:
         """Whether rows are ranked and the best of them kept, so that there is a budget to choose."""
         return self not in (PrunePolicy.DENSE, PrunePolicy.POOL2X2)
+
+
+class QueryPolicy(str, Enum):
+    """Which tokens of the current frame go through memory attention; chosen in `runtime/query_pruning.py`."""
+
+    ALL = "all"
+    DROP = "drop"
+    MERGE = "merge"
 
 
 class PrunePreset(str, Enum):

@@ -1,6 +1,7 @@
 """Descriptions made from the picture: what was prompted -> a few words for the text encoder.
 
-image, mask -> crop round the mask -> the word that fits it best (`VocabularyDescriber`), or a caption (`fastsam2.caption`)
+image, mask -> crop round the mask -> a caption (`fastsam2.caption`), or the phrase of a vocabulary that fits it best:
+crop -> square on grey -> I x I -> crop_encoder -> float32 [E] -> largest cosine with the embeddings of the phrases
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fastsam2.errors import PromptError, expected
-from fastsam2.runtime.backends.protocol import Float
+from fastsam2.enums import GraphRole
+from fastsam2.errors import BackendError, PromptError, expected
+from fastsam2.runtime.backends.protocol import Backend, Float
+from fastsam2.runtime.preprocess import check_frame, frame_to_pixels
 from fastsam2.runtime.text import TextEncoder
+from fastsam2.vocabulary import DEFAULT_TEMPLATES, check_templates, check_vocabulary
 
+GREY = 127  # beside crops that are not square
 MARGIN = 0.1  # of the box's width and height, added on every side: a little of what is around helps to name a thing
 
 CropEncoder = Callable[[npt.NDArray[np.uint8]], Float]
@@ -52,7 +57,8 @@ class VocabularyDescriber:
         templates: sentences with one `{}` each, where the word goes.
 
     Raises:
-        PromptError: if the vocabulary or the templates are empty, a word is blank, or a template has no place for it.
+        PromptError: if the vocabulary or the templates are empty, a word is blank or there twice, or a template has no place for it.
+        BackendError: if the text encoder cannot run.
     """
 
     def __init__(
@@ -60,23 +66,75 @@ class VocabularyDescriber:
         text_encoder: TextEncoder,
         crop_encoder: CropEncoder,
         vocabulary: Sequence[str],
-        templates: Sequence[str] = ("a photo of a {}",),
+        templates: Sequence[str] = DEFAULT_TEMPLATES,
     ) -> None:
-        if isinstance(vocabulary, str) or not vocabulary:
-            raise PromptError(expected("a list of at least one word", repr(vocabulary), "List what may be in the picture"))
-        if isinstance(templates, str) or not templates or any(t.count("{}") != 1 for t in templates):
-            raise PromptError(expected("a list of templates with one {} each", repr(templates), 'For example ["a photo of a {}"]'))
-        if blank := [word for word in vocabulary if not isinstance(word, str) or not word.strip()]:
-            raise PromptError(expected("words that are not blank", repr(blank[0]), "Remove it from the vocabulary"))
-        self.vocabulary, self._encode_crop = tuple(vocabulary), crop_encoder
-        texts = [template.replace("{}", word) for word in self.vocabulary for template in templates]
-        means = text_encoder.encode(texts).reshape(len(self.vocabulary), len(templates), -1).mean(1)
+        self.vocabulary, self.templates = check_vocabulary(vocabulary), check_templates(templates)
+        self._encode_crop = crop_encoder
+        texts = [template.replace("{}", word) for word in self.vocabulary for template in self.templates]
+        means = text_encoder.encode(texts).reshape(len(self.vocabulary), len(self.templates), -1).mean(1)
         self._words = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
 
     def describe(self, image: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_]) -> str:
         """See `Describer.describe`."""
         scores = self._words @ self._encode_crop(object_crop(image, mask))  # the crop's length does not change the order
         return self.vocabulary[int(scores.argmax())]
+
+
+class ClipCropEncoder:
+    """The image half of a bundle's CLIP, as a `CropEncoder`.
+
+    Differs from the `CLIPImageProcessor` of huggingface/transformers where a crop is not square: that one scales the shorter side to I and
+    cuts off what is left of the longer one; here the crop is put in the middle of a grey square, so that all of the object is seen in its
+    own proportions. Both then scale with Pillow's bicubic filter; other filters that a checkpoint's config may name are not used.
+
+    Args:
+        backend: of a bundle that has a crop encoder.
+        crop_size: I of that bundle (`ModelSpec.crop_size`), pixels.
+        text_dim: E of that bundle (`ModelSpec.text_dim`).
+    """
+
+    def __init__(self, backend: Backend, crop_size: int, text_dim: int) -> None:
+        self.backend, self.crop_size, self.text_dim = backend, crop_size, text_dim
+
+    def __call__(self, crop: npt.NDArray[np.uint8]) -> Float:
+        """Embed a picture.
+
+        Args:
+            crop: RGB uint8 [h, w, 3] with h, w >= 1; any strides.
+
+        Returns:
+            float32 [E] of unit length; the caller's own.
+
+        Raises:
+            PromptError: if it is no such picture.
+            BackendError: if the graph cannot be executed, or answers with another width than E.
+        """
+        pixels = frame_to_pixels(square_on_grey(crop), self.crop_size)
+        out = self.backend.run(GraphRole.CROP_ENCODER, {"crop": pixels})["crop_embedding"]
+        if out.shape != (1, self.text_dim):
+            wanted = (1, self.text_dim)
+            raise BackendError(expected(f"crop_embedding of shape {wanted}", out.shape, "Give the text_dim and backend of one bundle"))
+        return np.array(out[0], np.float32)
+
+
+def square_on_grey(crop: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """A picture in the middle of a square, grey where it is not.
+
+    Args:
+        crop: RGB uint8 [h, w, 3] with h, w >= 1; any strides.
+
+    Returns:
+        uint8 [s, s, 3], s the longer side. Where a pixel is left over it is below, or to the right.
+
+    Raises:
+        PromptError: if it is no such picture.
+    """
+    check_frame(crop)
+    height, width = crop.shape[:2]
+    side = max(height, width)
+    square = np.full((side, side, 3), GREY, np.uint8)
+    square[(side - height) // 2 :, (side - width) // 2 :][:height, :width] = crop
+    return square
 
 
 def object_crop(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_], *, margin: float = MARGIN) -> npt.NDArray[np.uint8]:

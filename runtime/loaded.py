@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 from fastsam2.builtin import bundle_path
 from fastsam2.bundle import Manifest, read_manifest
 from fastsam2.config import ModelSpec, Prune
-from fastsam2.enums import BackendName, PrunePolicy
+from fastsam2.enums import BackendName, ExportTarget, GraphRole, PrunePolicy, QueryPolicy
 from fastsam2.errors import BackendError, BundleError, expected
+from fastsam2.runtime.auto_text import ClipCropEncoder, VocabularyDescriber
 from fastsam2.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from fastsam2.runtime.backends.protocol import Backend
 from fastsam2.runtime.image import ImagePredictor
 from fastsam2.runtime.stages import DEFAULT_MEMORY_BUDGET_MB
 from fastsam2.runtime.text import TextEncoder
 from fastsam2.runtime.tracker import DEFAULT_MAX_PROMPT_FRAMES, Tracker
+from fastsam2.vocabulary import read_vocabulary
 
 
 class LoadedBundle:
@@ -60,12 +63,14 @@ class LoadedBundle:
 
         Raises:
             PromptError: if an option is out of range.
-            BundleError: if rows are to be chosen by the router and the bundle has none.
+            BundleError: if rows are to be chosen by the router, or queries to be pruned, and the bundle lacks the graph for it.
         """
         routes = prune is not None and prune.policy is PrunePolicy.ROUTER
         if routes and self.manifest.router is None:
             todo = "Train one with `fastsam2 train-router`, or choose another policy, for example mask"
             raise BundleError(expected("a bundle with a router", f"{self.folder} without", todo))
+        if prune is not None and prune.queries is not QueryPolicy.ALL:
+            self.manifest.graph(GraphRole.QUERY_ATTENTION, ExportTarget.ONNXRUNTIME)  # raises, and names the command that adds it
         return Tracker(
             self.backend,
             self.spec,
@@ -75,6 +80,31 @@ class LoadedBundle:
             fill_hole_area=fill_hole_area,
             memory_budget_mb=memory_budget_mb,
             texts=self.texts if routes else None,
+        )
+
+    def describer(self, vocabulary: Sequence[str] | None = None, *, templates: Sequence[str] | None = None) -> VocabularyDescriber:
+        """Describes objects from the picture with a phrase of a vocabulary; what it says is for `Tracker.describe`.
+
+        Runs the text encoder once for each phrase and template; up to 1024 of these are remembered for the next call.
+
+        Args:
+            vocabulary: phrases to choose from; those of the bundle when None.
+            templates: sentences with one `{}` each, where the phrase goes; those of the bundle when None.
+
+        Raises:
+            BundleError: if the bundle has no crop encoder.
+            PromptError: if vocabulary or templates are not legal, see `VocabularyDescriber`.
+            BackendError: if the package tokenizers is not installed, or the text encoder cannot run.
+        """
+        entry, texts = None if self.manifest.text is None else self.manifest.text.vocabulary, self.texts
+        if entry is None or texts is None:
+            todo = "Add a whole CLIP with `fastsam2 add-text --clip openai/clip-vit-base-patch32`, or describe objects by hand"
+            raise BundleError(expected("a bundle with a crop encoder for automatic descriptions", f"{self.folder} without", todo))
+        return VocabularyDescriber(
+            texts,
+            ClipCropEncoder(self.backend, self.spec.crop_size, self.spec.text_dim),
+            read_vocabulary(self.folder / entry.file.path) if vocabulary is None else vocabulary,
+            entry.templates if templates is None else templates,
         )
 
     def image(self) -> ImagePredictor:

@@ -1,7 +1,7 @@
 """Prompts of a whole run as texts and JSON: command line or file -> one list in the order a run meets them.
 
     --box [ID:]x0,y0,x1,y1[@FRAME]   --point [ID:]x,y[,0|1][@FRAME]   --mask [ID:]M.png[@FRAME]   --remove ID@FRAME
-    --text [ID:]WORDS, for the router
+    --text [ID:]WORDS, for the router; the one word auto has the object described from the picture, without ID every object without words
     --prompts prompts.json           [{"id": 1, "frame": 0, "box": [...], "points": [[x, y]], "labels": [1], "mask": "M.png",
                                        "text": "WORDS"},
                                       {"id": 1, "frame": 14, "remove": true}]
@@ -30,6 +30,7 @@ POINT_FORM = "[ID:]x,y[,0|1][@FRAME]"
 MASK_FORM = "[ID:]M.png[@FRAME]"
 REMOVE_FORM = "ID@FRAME"
 TEXT_FORM = "[ID:]WORDS"
+AUTO_TEXT = "auto"  # in place of a description: make one from the picture
 
 _TIMED = re.compile(r"(?:([0-9]+):)?(.*?)(?:@([0-9]+))?", re.DOTALL)
 _DESCRIPTION = re.compile(r"(?:([0-9]+):)?(.*)", re.DOTALL)
@@ -48,7 +49,7 @@ class TimedPrompt:
         labels: 1 on the object, 0 off it, one per point; all 1 when None.
         mask: picture of the object's mask.
         remove: the object is removed before `frame` is tracked.
-        text: what the object is, from `frame` on; read by the router.
+        text: what the object is, from `frame` on; read by the router. `AUTO_TEXT` stands for what its mask shows on `frame`.
 
     Raises:
         PromptError: if id, frame, labels or text are not legal, or a removal comes with a prompt.
@@ -147,6 +148,12 @@ def parse_text(text: str) -> tuple[int, str]:
     if match is None or not match[2].strip():
         raise PromptError(expected(f"--text {TEXT_FORM}", repr(text), "For example --text '2:the red striped star'"))
     return int(match[1] or 1), match[2].strip()
+
+
+def without_auto(texts: Sequence[str]) -> tuple[list[str], bool]:
+    """The texts that are about one object, and whether `AUTO_TEXT` without an id is among them, which is about all that have no other."""
+    about_one = [text for text in texts if text.strip() != AUTO_TEXT]
+    return about_one, len(about_one) < len(texts)
 
 
 def load_prompts(file: Path) -> list[TimedPrompt]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,10 +21,11 @@ from typing import Any
 from fastsam2.config import Prune
 from fastsam2.enums import BackendName, PrunePolicy
 from fastsam2.errors import PromptError, expected
+from fastsam2.runtime.auto_text import Describer
 from fastsam2.runtime.loaded import LoadedBundle, load
 from fastsam2.runtime.outputs import PALETTE_IDS, RunWriter, load_mask
 from fastsam2.runtime.overlay import draw_overlay
-from fastsam2.runtime.prompt_args import TimedPrompt, combine
+from fastsam2.runtime.prompt_args import AUTO_TEXT, TimedPrompt, adding, combine
 from fastsam2.runtime.prompts import make_prompt
 from fastsam2.runtime.result import Result
 from fastsam2.runtime.run_record import FrameLog, RunOptions, run_json
@@ -60,6 +62,9 @@ def run_video(
     threads: int | None = None,
     window: Window | None = None,
     stream: str | None = None,
+    auto_text: bool = False,
+    describer: Describer | None = None,
+    on_description: Callable[[int, str], object] | None = None,
     progress: Callable[[int, int | None], None] | None = None,
     amend: Amend | None = None,
 ) -> dict[str, Any]:
@@ -68,6 +73,9 @@ def run_video(
     Ctrl-C on a live source finishes the frame in work and ends the run normally (`interrupted` in the record); on a recorded one nothing
     stays written. Ending the run from the window is normal for both (`interrupted` too). A recorded source without prompts waits on its
     first frame for a box drawn in the window.
+
+    A prompt whose text is `AUTO_TEXT` gets a description of what the object's mask shows on its frame, in the record too, as if it had
+    been typed. One that cannot be described (its mask is empty) stays without, with a UserWarning.
 
     Args:
         bundle: name of a built-in bundle, or a folder that `fastsam2 export` wrote; see `bundle_path`.
@@ -88,6 +96,9 @@ def run_video(
         threads: CPU threads inside one operator; every core this process may use when None.
         window: shows the overlay and takes boxes; the caller closes it.
         stream: where the overlay is sent as it comes; see `StreamTarget.parse`.
+        auto_text: put `AUTO_TEXT` where an object is added without a text, boxes drawn in the window included.
+        describer: makes the descriptions; `LoadedBundle.describer()` when None.
+        on_description: called with id and description for each one that was made.
         progress: called with (frames done, frames in all or None) after each frame.
         amend: called with what run.json is going to say and the folder of the finished masks, before anything has its final name; answers
             what run.json says. What it raises ends the run with everything written removed. Not called without `out`.
@@ -99,12 +110,15 @@ def run_video(
     Raises:
         PromptError: before anything is written, if there is nothing to write or show, no prompt and no window, or a prompt is illegal or
             lies beyond the known length; at the end, with everything written removed, if a source of unknown length ends before a prompt.
-        BundleError: if the bundle is missing, damaged, altered, or of another version.
+        BundleError: if the bundle is missing, damaged, altered, or of another version; or lacks what descriptions need.
         BackendError: if the backend or the window cannot be used here.
         VideoError: if the source cannot be read, the output cannot be written, or the stream cannot be opened or, being all that comes of
             the run, fails.
     """
     plan = combine(prompts)
+    if auto_text:
+        undescribed = {(p.id, p.frame) for p in adding(plan) if p.text is None}
+        plan = [replace(p, text=AUTO_TEXT) if not p.remove and (p.id, p.frame) in undescribed else p for p in plan]
     if out is None and window is None and stream is None:
         raise PromptError(expected("--out, --show or --stream", "none of them", "Say where the masks go"))
     if out is None and (separate or rle):
@@ -133,7 +147,9 @@ def run_video(
         stream=stream,
     )
     loaded = load(bundle, backend=backend.value, threads=threads)
-    _check_texts(plan, options.prune, loaded)
+    _check_texts(plan, options.prune, loaded, auto_text=auto_text)
+    if describer is None and (auto_text or any(p.text == AUTO_TEXT for p in plan)):
+        describer = loaded.describer()
     options.prune.rows(loaded.spec.tokens)  # raises before anything is opened
     timer = StageTimer()
     with open_video(source, max_frames=frames) as video:
@@ -144,13 +160,23 @@ def run_video(
         with closing(Watch(window=window, stream=sender, stream_alone=out is None and window is None)) as watch:
             writer = None if out is None else _writer(out, options, plan, video)
             try:
-                run = _Run(tracker, video, actions, timer, watch, writer)
+                words = _Words(describer, timer, on_description, drawn=auto_text)
+                run = _Run(tracker, video, actions, timer, watch, writer, words)
                 log = run.track(lambda n: progress and progress(n, limit))
-                plan = combine([*plan, *run.drawn])
+                plan = words.in_place(combine([*plan, *run.drawn]))
                 _check_all_reached(plan, video, log)
                 watch.close()
                 stages_ms = {**tracker.stages_ms(), **timer.summary()}
-                record = run_json(options, plan=plan, spec=loaded.spec, video=video, log=log, stages_ms=stages_ms, stream=watch.facts())
+                record = run_json(
+                    options,
+                    plan=plan,
+                    described=words.made.keys(),
+                    spec=loaded.spec,
+                    video=video,
+                    log=log,
+                    stages_ms=stages_ms,
+                    stream=watch.facts(),
+                )
                 if writer is not None:
                     record = amend(record, writer.masks) if amend else record
                     writer.finish(record)
@@ -168,10 +194,10 @@ def _writer(out: Path, options: RunOptions, plan: Sequence[TimedPrompt], video: 
     return RunWriter(out, size=video.size, fps=video.fps, **files, token_video=panels)
 
 
-def _check_texts(plan: Sequence[TimedPrompt], prune: Prune, loaded: LoadedBundle) -> None:
-    described = [p for p in plan if p.text is not None]
+def _check_texts(plan: Sequence[TimedPrompt], prune: Prune, loaded: LoadedBundle, *, auto_text: bool) -> None:
+    described = [p.text for p in plan if p.text is not None] + [AUTO_TEXT] * auto_text
     if described and prune.policy is not PrunePolicy.ROUTER:
-        got = f"{described[0].text!r} with policy {prune.policy.value}"
+        got = f"{described[0]!r} with policy {prune.policy.value}"
         raise PromptError(expected("texts with --prune router", got, "Only the router reads descriptions: add --prune router"))
     if described and loaded.manifest.text is None:
         got = f"{loaded.folder} without"
@@ -204,6 +230,44 @@ def _checked_actions(plan: Sequence[TimedPrompt], video: FrameSource, limit: int
 
 
 @dataclass(slots=True)
+class _Words:
+    """The descriptions of one run.
+
+    Attributes:
+        describer: None when nothing is to be described automatically.
+        timer: of the run.
+        said: called with id and description for each one that was made.
+        drawn: boxes drawn in the window are described too.
+        made: id and frame of a prompt -> its description, None where there was nothing to describe.
+    """
+
+    describer: Describer | None
+    timer: StageTimer
+    said: Callable[[int, str], object] | None
+    drawn: bool
+    made: dict[tuple[int, int], str | None] = field(default_factory=dict)
+
+    def of(self, prompt: TimedPrompt, frame: Frame, result: Result) -> str | None:
+        """What the prompt says of its object, or what the object's mask shows."""
+        if prompt.text != AUTO_TEXT or self.describer is None:
+            return prompt.text
+        text = None
+        try:
+            with self.timer.stage("describe"):
+                text = self.describer.describe(frame, result[prompt.id])
+        except PromptError as error:
+            warnings.warn(f"object {prompt.id} on frame {prompt.frame} is not described: {error}", UserWarning, stacklevel=2)
+        self.made[prompt.id, prompt.frame] = text
+        if text is not None and self.said is not None:
+            self.said(prompt.id, text)
+        return text
+
+    def in_place(self, plan: Sequence[TimedPrompt]) -> list[TimedPrompt]:
+        """The plan with the descriptions that were made."""
+        return [replace(p, text=self.made.get((p.id, p.frame), p.text)) if p.text == AUTO_TEXT else p for p in plan]
+
+
+@dataclass(slots=True)
 class _Run:
     """The loop over the frames of one source.
 
@@ -219,6 +283,7 @@ class _Run:
     timer: StageTimer
     watch: Watch
     writer: RunWriter | None
+    words: _Words
     drawn: list[TimedPrompt] = field(default_factory=list)
 
     def track(self, progress: Callable[[int], object]) -> FrameLog:
@@ -251,6 +316,8 @@ class _Run:
     def _track_frame(self, frame: Frame, number: int) -> Result:
         planned = self.actions.get(number, ())
         drawn = self.watch.prompts(number, [p.id for p in self.drawn] + [p.id for actions in self.actions.values() for p, _ in actions])
+        if self.words.drawn:
+            drawn = [replace(p, text=AUTO_TEXT) for p in drawn]
         self.drawn += drawn
         for prompt, _ in planned:
             if prompt.remove:
@@ -260,8 +327,8 @@ class _Run:
             if not prompt.remove:
                 call = self.tracker.correct if prompt.id in self.tracker.ids else self.tracker.add
                 result = call(prompt.id, **arguments)
-                if prompt.text is not None:
-                    self.tracker.describe(prompt.id, prompt.text)
+                if (text := self.words.of(prompt, frame, result)) is not None:
+                    self.tracker.describe(prompt.id, text)
         return result
 
     def _hand_out(self, frame: Frame, result: Result) -> None:

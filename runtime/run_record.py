@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import onnxruntime
 
 import fastsam2
 from fastsam2.config import KEEP_BUCKETS, ModelSpec, Prune
-from fastsam2.enums import BackendName
+from fastsam2.enums import BackendName, QueryPolicy
 from fastsam2.runtime.backends.onnxruntime import usable_cores
 from fastsam2.runtime.prompt_args import TimedPrompt, adding
 from fastsam2.runtime.result import MemoryReport, Result, TokenReport
@@ -109,13 +109,14 @@ def run_json(
     options: RunOptions,
     *,
     plan: Sequence[TimedPrompt],
+    described: Collection[tuple[int, int]],
     spec: ModelSpec,
     video: FrameSource,
     log: FrameLog,
     stages_ms: Mapping[str, Mapping[str, float]],
     stream: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """The content of run.json, but for `outputs`, which the writer adds."""
+    """The content of run.json, but for `outputs`, which the writer adds. `described`: ids and frames whose texts were not typed."""
     prune = options.prune
     return {
         "fastsam2": fastsam2.__version__,
@@ -141,7 +142,7 @@ def run_json(
         "fps": log.frames / log.seconds,
         "stages_ms": stages_ms,
         "stream": stream,
-        "objects": _objects_json(plan, log.frames),
+        "objects": _objects_json(plan, described, log.frames),
         "keep": prune.rows(spec.tokens) / spec.tokens,
         "memory_tokens": max(log.memory.rows, default=0),
         "memory_share": max(log.memory.share, default=0.0),
@@ -158,6 +159,8 @@ def prune_options(prune: Prune) -> dict[str, Any]:
         "--tokens": prune.tokens,
         "--protect": ",".join(p.value for p in prune.protect) or "none",
         "--seed": prune.seed,
+        "--query-prune": None if prune.queries is QueryPolicy.ALL else prune.queries.value,
+        "--query-keep": prune.query_keep,
     }
 
 
@@ -173,8 +176,8 @@ def _tokens_json(tokens: TokenReport) -> dict[str, Any]:
     return {"kept_rows": tokens.keep, **({"alarms": alarms} if alarms else {})}
 
 
-def _objects_json(plan: Sequence[TimedPrompt], frames: int) -> list[dict[str, Any]]:
-    """When each object came and went, in the order they came; one that came back has two entries."""
+def _objects_json(plan: Sequence[TimedPrompt], described: Collection[tuple[int, int]], frames: int) -> list[dict[str, Any]]:
+    """When each object came and went, and what it was called then, in the order they came; one that came back has two entries."""
     objects: list[dict[str, Any]] = []
     tracked: dict[int, dict[str, Any]] = {}
     for p in plan:
@@ -184,6 +187,8 @@ def _objects_json(plan: Sequence[TimedPrompt], frames: int) -> list[dict[str, An
             tracked.pop(p.id)["removed_frame"] = p.frame
         elif p.id not in tracked:
             tracked[p.id] = {"id": p.id, "added_frame": p.frame, "removed_frame": None}
+            if p.text is not None:
+                tracked[p.id] |= {"text": p.text, "auto_text": (p.id, p.frame) in described}
             objects.append(tracked[p.id])
     return objects
 
@@ -209,4 +214,6 @@ def _prune_json(prune: Prune) -> dict[str, Any]:
         "seed": prune.seed,
         "buckets": list(prune.buckets),
         "guard": prune.guard,
+        "queries": prune.queries.value,
+        "query_keep": prune.query_keep,
     }

@@ -17,6 +17,7 @@ from fastsam2.enums import GraphRole
 from fastsam2.errors import PromptError, expected
 from fastsam2.runtime.backends.protocol import Array, Backend, Float
 from fastsam2.runtime.memory_bank import BatchBuffers, Memory
+from fastsam2.runtime.query_pruning import Queries
 from fastsam2.runtime.selection import Selection
 from fastsam2.runtime.timing import StageTimer
 
@@ -51,18 +52,22 @@ class Routed:
     context: Float
 
 
-def activation_bytes(role: GraphRole, spec: ModelSpec, rows: int = 0) -> int:
+def activation_bytes(role: GraphRole, spec: ModelSpec, rows: int = 0, queries: int = 0) -> int:
     """Estimated peak bytes of one object inside a graph: the widest live tensors, float32.
 
     Args:
         role: a graph that is batched over objects.
         spec: model sizes.
-        rows: memory rows the object reads, for memory_attention.
+        rows: memory rows the object reads, for memory_attention and query_attention.
+        queries: K, for query_attention.
     """
     pixels = spec.image_size**2
     if role is GraphRole.MEMORY_ATTENTION:
         # keys before and after rotation, their codes, and the 8x wide hidden layer of the feed-forward block
         return 4 * (rows * (2 * spec.hidden_dim + 4 * spec.memory_dim) + spec.tokens * 14 * spec.hidden_dim)
+    if role is GraphRole.QUERY_ATTENTION:
+        # the same with fewer queries, and the whole frame before and after the last norm
+        return 4 * (rows * (2 * spec.hidden_dim + 4 * spec.memory_dim) + (queries * 14 + spec.tokens * 4) * spec.hidden_dim)
     if role is GraphRole.MASK_DECODER:
         # three C/8-wide maps at low resolution, three C/4-wide maps at half of it, eight copies of the tokens
         return 4 * (spec.low_res**2 * (3 * spec.hidden_dim // 8 + 3 * spec.hidden_dim // 16 + 8) + spec.tokens * 8 * spec.hidden_dim)
@@ -95,22 +100,35 @@ class Stages:
         self.budget = memory_budget_mb * 2**20
         self._buffers = BatchBuffers(spec)
 
-    def chunks(self, role: GraphRole, count: int, rows: int = 0) -> list[slice]:
+    def chunks(self, role: GraphRole, count: int, rows: int = 0, queries: int = 0) -> list[slice]:
         """Split `count` objects into batches within the budget."""
-        size = max(1, self.budget // activation_bytes(role, self.spec, rows))
+        size = max(1, self.budget // activation_bytes(role, self.spec, rows, queries))
         return [slice(i, min(i + size, count)) for i in range(0, count, size)]
 
     def encode_image(self, pixels: npt.NDArray[np.uint8]) -> Features:
         """Features of a frame, from uint8 [1, 3, S, S]."""
         return Features(**self._run(GraphRole.IMAGE_ENCODER, {"pixels": pixels}))
 
-    def condition(self, features: Features, memories: Sequence[Memory], selections: Sequence[Selection]) -> Float:
-        """Tokens conditioned on the memory of each object, float32 [B, N, C]. All objects must have equal counts."""
+    def condition(
+        self, features: Features, memories: Sequence[Memory], selections: Sequence[Selection], queries: Sequence[Queries] | None = None
+    ) -> Float:
+        """Tokens conditioned on the memory of each object, float32 [B, N, C]. All objects must have equal counts.
+
+        Args:
+            features: of the frame.
+            memories: of B objects.
+            selections: what each of them reads.
+            queries: of each object, equally many; None for all tokens.
+        """
         rows, _ = memories[0].counts(selections[0])
+        role = GraphRole.MEMORY_ATTENTION if queries is None else GraphRole.QUERY_ATTENTION
         parts = []
-        for part in self.chunks(GraphRole.MEMORY_ATTENTION, len(memories), rows):
+        for part in self.chunks(role, len(memories), rows, 0 if queries is None else len(queries[0].position)):
             inputs = {"tokens": features.tokens, **self._buffers.assemble(memories[part], selections[part])}
-            parts.append(self._run(GraphRole.MEMORY_ATTENTION, inputs)["conditioned"])
+            if queries is not None:
+                inputs["query_position"] = np.stack([q.position for q in queries[part]])
+                inputs["source"] = np.stack([q.source for q in queries[part]])
+            parts.append(self._run(role, inputs)["conditioned"])
         return _join(parts)
 
     def decode(
@@ -158,18 +176,30 @@ class Stages:
         return Decoded(*(_join(list(column)) for column in zip(*parts, strict=True)))
 
     def track(
-        self, features: Features, memories: Sequence[Memory], selections: Sequence[Selection]
+        self,
+        features: Features,
+        memories: Sequence[Memory],
+        selections: Sequence[Selection],
+        queries: Sequence[Queries | None] | None = None,
     ) -> Iterator[tuple[list[int], Float, Decoded]]:
         """Masks of B objects on a frame without prompts, in batches of objects with equally long histories.
+
+        Args:
+            features: of the frame.
+            memories: of each object.
+            selections: what each of them reads.
+            queries: of each object, equally many; None for all tokens.
 
         Yields:
             which of the objects, n of them; their conditioned tokens, float32 [n, N, C]; their masks.
         """
-        groups: dict[tuple[int, int], list[int]] = {}
+        own = [None] * len(memories) if queries is None else queries
+        groups: dict[tuple[int, int, bool], list[int]] = {}
         for index, (memory, selection) in enumerate(zip(memories, selections, strict=True)):
-            groups.setdefault(memory.counts(selection), []).append(index)
+            groups.setdefault((*memory.counts(selection), own[index] is None), []).append(index)
         for members in groups.values():
-            conditioned = self.condition(features, [memories[i] for i in members], [selections[i] for i in members])
+            chosen = [q for q in (own[i] for i in members) if q is not None]  # of all members or of none
+            conditioned = self.condition(features, [memories[i] for i in members], [selections[i] for i in members], chosen or None)
             yield members, conditioned, self.decode(features, conditioned, multimask=self._multimask(0, first_frame=False))
 
     def answer(

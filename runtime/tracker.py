@@ -8,7 +8,7 @@ arrives, so a correction costs one decoder run and never leaves two versions of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +23,7 @@ from fastsam2.runtime.postprocess import fill_holes, masks_from_logits
 from fastsam2.runtime.preprocess import check_frame, frame_to_pixels, mask_to_input
 from fastsam2.runtime.prompts import Prompt, check_object_id, make_prompt, to_model_points
 from fastsam2.runtime.pruning import Pruner
+from fastsam2.runtime.query_pruning import QueryPruner
 from fastsam2.runtime.result import MemoryReport, Result, TokenReport
 from fastsam2.runtime.row_judge import Judged, Judgement, RowJudge
 from fastsam2.runtime.stages import DEFAULT_MEMORY_BUDGET_MB, Decoded, Features, Stages
@@ -79,7 +80,7 @@ class Tracker:
     Args:
         backend: where graphs run; may be shared with other trackers.
         spec: model sizes.
-        prune: which memory rows to keep; the default keeps all.
+        prune: which memory rows and queries to keep; the default keeps all.
         corrections_as_prompts: a corrected frame's memory counts as a prompt frame (official `add_all_frames_to_correct_as_cond`).
         max_prompt_frames: most prompt frames an object attends to (official `max_cond_frames_in_attn`); older ones become ordinary frames.
         fill_hole_area: background holes of at most this many low-resolution pixels are filled; 0 fills none.
@@ -108,6 +109,7 @@ class Tracker:
             raise PromptError(expected("fill_hole_area >= 0", fill_hole_area, "0 fills nothing; the official predictor uses 8 on CUDA"))
         self.spec = spec
         self.pruner = Pruner(prune or Prune(), spec)
+        self._query_pruner = QueryPruner(self.pruner.prune, spec)
         self.corrections_as_prompts = corrections_as_prompts
         self.max_prompt_frames = max_prompt_frames
         self.fill_hole_area = fill_hole_area
@@ -239,7 +241,7 @@ class Tracker:
             raise PromptError(
                 expected("points with append", "a box or a mask", "A box must come before any point: give it with append=False")
             )
-        known.newest = self._answer(prompt, previous=known.newest, append=append)
+        known.newest = self._answer(prompt, previous=self._with_all_queries(known), append=append)
         return self._result()
 
     def describe(self, object_id: int, text: str | None) -> None:
@@ -300,6 +302,15 @@ class Tracker:
         )
         return self._outcome(decoded, 0, prompted=True, as_prompt=as_prompt, conditioned=conditioned, points=points, labels=labels)
 
+    def _with_all_queries(self, known: _Object) -> _Outcome:
+        """What is known of an object, all tokens conditioned: a correction goes where tracking failed, maybe for want of a query."""
+        outcome = known.newest
+        if not self._query_pruner.active or outcome.prompted:
+            return outcome
+        assert self._frame is not None
+        whole = self._stages.condition(self._newest_features(), [known.memory], [known.memory.select(self._frame)])
+        return replace(outcome, conditioned=whole)
+
     def _newest_features(self) -> Features:
         if self._features is None:
             assert self._pixels is not None
@@ -335,7 +346,11 @@ class Tracker:
         """Outcomes of all objects on a new frame."""
         ids, memories = list(self._objects), [o.memory for o in self._objects.values()]
         outcomes: dict[int, _Outcome] = {}
-        for members, conditioned, decoded in self._stages.track(features, memories, [m.select(index) for m in memories]):
+        queries = None
+        if self._query_pruner.active:
+            with self._timer.stage("query_pruning"):
+                queries = self._query_pruner.choose(features.tokens, [o.newest.memory_logits for o in self._objects.values()])
+        for members, conditioned, decoded in self._stages.track(features, memories, [m.select(index) for m in memories], queries):
             for row, member in enumerate(members):
                 own = conditioned[row : row + 1]
                 outcomes[ids[member]] = self._outcome(decoded, row, prompted=False, as_prompt=False, conditioned=own)

@@ -6,6 +6,7 @@ import inspect
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,14 +14,15 @@ from typing import Any
 import pytest
 
 import fastsam2
-from fastsam2 import builtin, doctor
+from fastsam2 import builtin, caption, doctor
 from fastsam2.bundle import FileEntry, GraphEntry, Manifest, Origin, TensorEntry, write_manifest
 from fastsam2.cli import main
 from fastsam2.config import Prune
 from fastsam2.contracts import BASE_ROLES, graph_spec
-from fastsam2.enums import BackendName, ExportTarget, Protect, PrunePolicy
+from fastsam2.enums import BackendName, ExportTarget, Protect, PrunePolicy, QueryPolicy
 from fastsam2.errors import ExportError
 from fastsam2.export import exporter
+from fastsam2.export import text as export_text
 from fastsam2.runtime import run as run_module
 from fastsam2.runtime.prompt_args import TimedPrompt
 from fastsam2.runtime.run import run_video
@@ -103,15 +105,17 @@ def test_run_defaults_are_those_of_the_library(run_calls: list[Any]) -> None:
     assert path == "bundle" and options.pop("source") == "v.mp4" and options.pop("out") == Path("out")
     assert options.pop("prompts") == [TimedPrompt(id=1, points=((3, 4),), labels=(1,))]
     assert options.pop("prune") == Prune()
-    assert options.pop("progress") is not None
+    assert options.pop("progress") is not None and options.pop("on_description") is not None
     parameters = inspect.signature(run_video).parameters
     assert options == {name: parameters[name].default for name in options}
-    assert set(options) == set(parameters) - {"bundle", "source", "out", "prompts", "prune", "progress", "amend"}
+    assert set(options) == set(parameters) - {"bundle", "source", "out", "prompts", "prune", "progress", "on_description", "amend"}
 
 
 def test_presets(run_calls: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert _call(*RUN, "--point", "3,4", "--prune", "balanced") == 0
     assert run_calls[0][1]["prune"] == Prune(policy=PrunePolicy.ROUTER, keep=0.05, guard=True)
+    assert _call(*RUN, "--point", "3,4", "--prune", "fast", "--query-prune", "merge", "--query-keep", "0.25") == 0
+    assert run_calls[1][1]["prune"] == replace(Prune.preset("fast"), queries=QueryPolicy.MERGE, query_keep=0.25)
     assert _call(*RUN, "--point", "3,4", "--prune", "balanced", "--keep", "0.1") == 2
     assert "--prune balanced alone" in capsys.readouterr().err
 
@@ -120,6 +124,7 @@ def test_run_options(run_calls: list[Any], tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text('[{"id": 4, "frame": 2, "points": [[1, 2]]}]')
     prompts = ["--box", "1,2,3,4", "--box", "2:1,2,3,4@5", "--point", "5,6,0", "--mask", "3:m.png@1", "--remove", "2@7"]
     prune = ["--prune", "mask", "--keep", "0.05", "--protect", "newest", "--seed", "9", "--guard", "--show-tokens", "--text", "4:a cup"]
+    prune += ["--query-prune", "drop", "--query-keep", "0.5"]
     numbers = [
         "--frames",
         "8",
@@ -146,7 +151,9 @@ def test_run_options(run_calls: list[Any], tmp_path: Path) -> None:
             TimedPrompt(id=2, frame=5, box=(1, 2, 3, 4)),
             TimedPrompt(id=2, frame=7, remove=True),
         ],
-        "prune": Prune(policy=PrunePolicy.MASK, keep=0.05, protect=(Protect.NEWEST,), seed=9, guard=True),
+        "prune": Prune(
+            policy=PrunePolicy.MASK, keep=0.05, protect=(Protect.NEWEST,), seed=9, guard=True, queries=QueryPolicy.DROP, query_keep=0.5
+        ),
         "corrections_as_prompts": True,
         "max_prompt_frames": 2,
         "fill_hole_area": 6,
@@ -160,6 +167,9 @@ def test_run_options(run_calls: list[Any], tmp_path: Path) -> None:
         "threads": 1,
         "window": None,
         "stream": "udp://127.0.0.1:5000",
+        "auto_text": False,
+        "describer": None,
+        "on_description": None,
         "progress": None,
     }
 
@@ -239,6 +249,36 @@ def test_usage_errors_exit_2(run_calls: list[Any], export_calls: list[Any], args
     assert not run_calls and not export_calls
 
 
+def test_automatic_texts(run_calls: list[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caption, "CaptionDescriber", lambda model: f"captions by {model}")
+    two = ["--box", "1,2,3,4", "--box", "2:1,2,3,4"]
+    for args, texts, auto_text, describer in (
+        (["--text", "auto", "--text", "2:a cup"], [None, "a cup"], True, None),
+        (["--text", "2:auto"], [None, "auto"], False, None),
+        (["--text", "2:auto", "--captioner", "some/blip"], [None, "auto"], False, "captions by some/blip"),
+    ):
+        assert _call(*RUN, *two, *args) == 0
+        options = run_calls[-1][1]
+        assert ([p.text for p in options["prompts"]], options["auto_text"], options["describer"]) == (texts, auto_text, describer)
+    run_calls[-1][1]["on_description"](2, "a cup")
+    assert "object 2: a cup\n" in capsys.readouterr().err
+    assert _call(*RUN, *two, "--text", "2:a cup", "--captioner", "some/blip") == 2
+    assert "expected --text auto with --captioner" in capsys.readouterr().err
+
+
+def test_add_text_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(export_text, "add_text", lambda *args, progress, **options: calls.append((*args, options)))
+    assert _call("add-text", "--bundle", "b", "--clip", "c") == 0
+    assert _call("add-text", "--bundle", "b", "--clip", "c", "--vocabulary", "v.txt", "--template", "{}", "--template", "a {}") == 0
+    assert _call("add-text", "--bundle", "b", "--clip", "c", "--out", "o", "--text-only") == 0
+    assert calls == [
+        ("b", "c", {"out": None, "vocabulary": None, "templates": None, "text_only": False}),
+        ("b", "c", {"out": None, "vocabulary": Path("v.txt"), "templates": ["{}", "a {}"], "text_only": False}),
+        ("b", "c", {"out": Path("o"), "vocabulary": None, "templates": None, "text_only": True}),
+    ]
+
+
 def test_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -269,13 +309,17 @@ def test_export_targets(
     export_calls: list[Any], capsys: pytest.CaptureFixture[str], args: list[str], targets: tuple[ExportTarget, ...]
 ) -> None:
     assert _call("export", "--model", "m", "--checkpoint", "c.pt", "--out", "o", *args) == 0
-    assert export_calls == [("m", "c.pt", Path("o"), {"image_size": None, "targets": targets, "overwrite": False})]
+    assert export_calls == [
+        ("m", "c.pt", Path("o"), {"image_size": None, "targets": targets, "query_attention": False, "overwrite": False})
+    ]
     assert capsys.readouterr() == ("", "working\n")
 
 
 def test_export_options(export_calls: list[Any]) -> None:
-    assert _call("export", "--model", "m", "--checkpoint", "c", "--out", "o", "--image-size", "512", "--overwrite") == 0
-    assert export_calls[0][3] == {"image_size": 512, "targets": tuple(ExportTarget), "overwrite": True}
+    assert (
+        _call("export", "--model", "m", "--checkpoint", "c", "--out", "o", "--image-size", "512", "--query-attention", "--overwrite") == 0
+    )
+    assert export_calls[0][3] == {"image_size": 512, "targets": tuple(ExportTarget), "query_attention": True, "overwrite": True}
 
 
 def test_inspect_shows_everything(bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,8 @@ def added(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Any,
             parameter.copy_(parameter.half().float())
     said: list[str] = []
     bundle = fake_bundle(folder / "bundle")
-    out = add_text(bundle, save(folder / "tiny-clip", clip, make_tokenizer()), out=folder / "with_text", progress=said.append)
+    checkpoint = save(folder / "tiny-clip", clip, make_tokenizer())
+    out = add_text(bundle, checkpoint, out=folder / "with_text", text_only=True, progress=said.append)  # the image half: test_crop.py
     assert contents(bundle).keys() == {*contents(out).keys()} - {"text_encoder.onnx", "tokenizer.json"}
     yield out, clip, said
 
@@ -153,7 +154,12 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> Stub:
             (folder / "text_encoder.onnx").write_bytes(content)
             return text_graph(folder)
 
+        def export_crop(image: Any, spec: Any, folder: Path, say: Any) -> GraphEntry:
+            (folder / "crop_encoder.onnx").write_bytes(b"crop")
+            return graph(folder, GraphRole.CROP_ENCODER)
+
         monkeypatch.setattr(export_text, "_export", export)
+        monkeypatch.setattr(export_text, "export_crop_encoder", export_crop)
 
     return stub
 

@@ -96,6 +96,15 @@ def test_one_target(tmp_path: Path, recorder: Recorder) -> None:
         manifest.graph(GraphRole.IMAGE_ENCODER, ORT)
 
 
+def test_query_attention_on_request(tmp_path: Path, recorder: Recorder) -> None:
+    manifest = read_manifest(export_bundle(MICRO, "random:0", tmp_path / "out", query_attention=True))
+    assert {(g.role, g.target) for g in manifest.graphs} == {(r, t) for r in (*BASE_ROLES, GraphRole.QUERY_ATTENTION) for t in (ORT, TRT)}
+    assert manifest.graph(GraphRole.QUERY_ATTENTION, TRT).file.path == "tensorrt/query_attention.onnx"
+    without = manifest.model_copy(update={"graphs": tuple(g for g in manifest.graphs if g.role is not GraphRole.QUERY_ATTENTION)})
+    with pytest.raises(BundleError, match=r"a query_attention graph .* fastsam2 export .* --query-attention --out"):
+        without.graph(GraphRole.QUERY_ATTENTION, ORT)
+
+
 def test_failed_check_leaves_nothing(tmp_path: Path, recorder: Recorder) -> None:
     recorder.refuse = GraphRole.MASK_DECODER
     with pytest.raises(ExportError, match="too far from torch"):

@@ -75,7 +75,7 @@ def test_every_module_is_in_the_wheel_once(names: list[str]) -> None:
 
 
 def test_wheel_holds_the_type_marker_and_nothing_else_of_the_repository(names: list[str]) -> None:
-    assert names.count("fastsam2/py.typed") == 1
+    assert names.count("fastsam2/py.typed") == names.count("fastsam2/vocabulary.txt") == 1
     assert {name.split("/")[0].split("-")[0] for name in names} == {"fastsam2"}
     code = [name for name in names if not name.startswith(SHIPPED)]
     assert [name for name in code if "tests" in name or "README" in name or name.endswith((".pyc", ".json", ".toml"))] == []

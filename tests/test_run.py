@@ -19,7 +19,7 @@ from PIL import Image
 
 from fastsam2.cli import main
 from fastsam2.config import Prune
-from fastsam2.enums import PrunePolicy
+from fastsam2.enums import PrunePolicy, QueryPolicy
 from fastsam2.errors import FastSam2Error, PromptError, VideoError
 from fastsam2.runtime import run as run_module
 from fastsam2.runtime.backends.onnxruntime import usable_cores
@@ -199,6 +199,8 @@ def test_record(folder: Path, tmp_path: Path) -> None:
         "seed": 0,
         "buckets": [0.02, 0.05, 0.1, 0.25, 0.5, 1.0],
         "guard": False,
+        "queries": "all",
+        "query_keep": None,
     }
     assert record["config"]["prompts"] == [p.to_json() for p in prompts]
     assert not (tmp_path / "out" / "overlay.mp4").exists()
@@ -220,7 +222,7 @@ def test_options_reach_the_tracker(folder: Path, tmp_path: Path) -> None:
 
 
 def test_command_repeats_the_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prune = Prune(policy=PrunePolicy.RANDOM, keep=0.5, protect=(), seed=3)
+    prune = Prune(policy=PrunePolicy.RANDOM, keep=0.5, protect=(), seed=3, queries=QueryPolicy.DROP, query_keep=0.5)
     options: dict[str, Any] = {
         "corrections_as_prompts": True,
         "max_prompt_frames": 2,

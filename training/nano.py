@@ -71,14 +71,14 @@ PLANS: dict[str, tuple[Stage, ...]] = {
         Stage(BatchShape(256, 4, 4, 3, drawn=512), 220, (1.5e-3, 1e-3)),
         Stage(BatchShape(512, 4, 1, 3), 110, (1e-3, 2e-5)),
     ),
-    # One datacenter GPU.
+    # One datacenter GPU with a dozen cores that draw (`--workers 12`). Not run yet.
     "gpu": (
-        Stage(BatchShape(256, 1, 64, 3), 500, (0.0, 8e-4), teach_presence=True),
-        Stage(BatchShape(256, 1, 64, 3), 3000, (8e-4, 8e-4), teach_presence=True),
-        Stage(BatchShape(256, 2, 32, 3, pace=0.3), 2000, (8e-4, 8e-4), teach_presence=True),
-        Stage(BatchShape(256, 4, 24, 3), 8000, (8e-4, 6e-4), teach_presence=True),
-        Stage(BatchShape(256, 8, 16, 3), 12000, (6e-4, 4e-4)),
-        Stage(BatchShape(512, 6, 8, 3), 8000, (4e-4, 1e-5)),
+        Stage(BatchShape(256, 1, 64, 5, drawn=512), 300, (0.0, 2e-3), teach_presence=True),
+        Stage(BatchShape(256, 1, 64, 5, drawn=512), 4000, (2e-3, 2e-3), teach_presence=True),
+        Stage(BatchShape(256, 2, 32, 4, pace=0.3, drawn=512), 1500, (2e-3, 1.5e-3), teach_presence=True),
+        Stage(BatchShape(256, 4, 24, 3, drawn=512), 3000, (1.5e-3, 1.5e-3)),
+        Stage(BatchShape(256, 8, 16, 3, drawn=512), 3000, (1.5e-3, 1e-3)),
+        Stage(BatchShape(512, 8, 8, 3), 2500, (1e-3, 1e-5)),
     ),
 }
 

@@ -21,8 +21,8 @@ from fastsam2.export.rewrites.rotate_half import halves, rotate
 from fastsam2.export.rewrites.value_absorption import absorb
 
 
-class MemoryAttentionGraph(nn.Module):
-    """Tokens attend to memory rows and object pointers.
+class MemoryAttentionCore(nn.Module):
+    """What the memory_attention and query_attention graphs share: queries attend to each other, to memory rows and object pointers.
 
     Args:
         model: official SAM 2 model.
@@ -70,6 +70,42 @@ class MemoryAttentionGraph(nn.Module):
         code = code.unsqueeze(2).expand(-1, -1, self.spec.pointer_tokens, -1).flatten(1, 2)
         return tokens, code
 
+    def run_layers(
+        self,
+        x: torch.Tensor,
+        query_index: torch.Tensor,
+        memory: torch.Tensor,
+        position: torch.Tensor,
+        age: torch.Tensor,
+        pointers: torch.Tensor,
+        pointer_offset: torch.Tensor,
+        memory_bias: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The residual stream after all layers, before the last norm, float32 [B, K, C].
+
+        Args:
+            x: float32 [1, K, C] for queries that all objects share, or [B, K, C]; positional code added.
+            query_index: int32, of x's first two sizes: rows of the position tables.
+            memory: as in `contracts`, like all that follow.
+            position: see there.
+            age: see there.
+            pointers: see there.
+            pointer_offset: see there.
+            memory_bias: see there.
+        """
+        pointer_rows, pointer_code = self.pointer_tokens(pointers, pointer_offset)
+        keys = torch.cat([memory + F.embedding(position, self.sine) + F.embedding(age, self.temporal), pointer_rows + pointer_code], dim=1)
+        values = torch.cat([memory, pointer_rows], dim=1)
+        identity = position.new_full((position.shape[0], pointer_rows.shape[1]), self.spec.table_rows - 1)
+        key_index = torch.cat([position, identity], dim=1)
+        for layer in self.layers:
+            x = layer(x, query_index, keys, values, key_index, self.cos, self.sin, memory_bias)
+        return x
+
+
+class MemoryAttentionGraph(MemoryAttentionCore):
+    """All tokens of the frame are queries."""
+
     def forward(
         self,
         tokens: torch.Tensor,
@@ -81,14 +117,8 @@ class MemoryAttentionGraph(nn.Module):
         memory_bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Inputs and outputs as in `contracts.graph_spec(MEMORY_ATTENTION, target)`."""
-        pointer_rows, pointer_code = self.pointer_tokens(pointers, pointer_offset)
-        keys = torch.cat([memory + F.embedding(position, self.sine) + F.embedding(age, self.temporal), pointer_rows + pointer_code], dim=1)
-        values = torch.cat([memory, pointer_rows], dim=1)
-        identity = position.new_full((position.shape[0], pointer_rows.shape[1]), self.spec.table_rows - 1)
-        key_index = torch.cat([position, identity], dim=1)
-        x = tokens + self.token_position
-        for layer in self.layers:
-            x = layer(x, keys, values, key_index, self.cos, self.sin, memory_bias)
+        grid = torch.arange(tokens.shape[1], dtype=position.dtype)[None]
+        x = self.run_layers(tokens + self.token_position, grid, memory, position, age, pointers, pointer_offset, memory_bias)
         normed: torch.Tensor = self.norm(x)
         return normed
 
@@ -106,6 +136,7 @@ class _Layer(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
+        query_index: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
         key_index: torch.Tensor,
@@ -114,13 +145,13 @@ class _Layer(nn.Module):
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
         layer, target = self.official, self.target
-        grid = torch.arange(x.shape[1], dtype=key_index.dtype).expand(x.shape[0], -1)
+        index = query_index.expand(x.shape[0], -1)
         normed = layer.norm1(x)
-        q = rotate(self.own_q(normed), grid, cos, sin, target=target)
-        k = rotate(self.own_k(normed), grid, cos, sin, target=target)
+        q = rotate(self.own_q(normed), index, cos, sin, target=target)
+        k = rotate(self.own_k(normed), index, cos, sin, target=target)
         x = x + layer.self_attn.out_proj(attend(q, k, layer.self_attn.v_proj(normed), heads=1, target=target))
 
-        q = rotate(self.cross_q(layer.norm2(x)), grid, cos, sin, target=target).expand(keys.shape[0], -1, -1)
+        q = rotate(self.cross_q(layer.norm2(x)), index, cos, sin, target=target).expand(keys.shape[0], -1, -1)
         k = rotate(self.cross_k(keys), key_index, cos, sin, target=target)
         if target is ExportTarget.ONNXRUNTIME:
             x = x + self.absorbed(attend(q, k, values, heads=1, target=target))
