@@ -130,7 +130,7 @@ def test_a_study_goes_on_where_it_stopped_and_recomputes_to_the_same(tmp_path: P
     record = json.loads(out.read_text())
     assert [r["policy"] for r in record["rows"]] == ["dense", "mask", "oracle"]
     assert {r["clips"] for r in record["rows"]} == {2}
-    assert record["tokens"] == 256 and record["commit"] is not None
+    assert record["tokens"] == 1024 and record["commit"] is not None
     assert all(0 <= s["j_and_f"] <= 100 for s in record["scores"])
 
     before = out.read_text()

@@ -209,7 +209,7 @@ def encoder_multiply_adds(file: Path) -> int:
 def test_the_router_costs_a_hundredth_of_the_encoder_at_most() -> None:
     """Oracle: nano's encoder counted from its ONNX; tiny's figure."""
     nano = encoder_multiply_adds(NANO / "image_encoder.onnx")
-    assert 2e8 < nano < 2e9
+    assert 1e9 < nano < 1e10
     assert multiply_adds(read_manifest(NANO, verify=False).model) <= 0.01 * nano
     assert multiply_adds(TINY_1024) <= 0.001 * TINY_ENCODER
     assert multiply_adds(TINY_1024, objects=16) <= 0.01 * TINY_ENCODER
