@@ -113,7 +113,7 @@ def test_the_report_names_the_rows_the_bank_holds(nano: LoadedBundle, clip: Any)
     held = tracker._objects[results[0].ids[0]].memory.frames
     last = results[-1].tokens
     assert last is not None
-    assert [len(held[t].position) for t in sorted(held)] == [256, *[k] * (len(held) - 2), 256]
+    assert [len(held[t].position) for t in sorted(held)] == [nano.spec.tokens, *[k] * (len(held) - 2), nano.spec.tokens]
     np.testing.assert_array_equal(held[FRAMES - 3].position, np.flatnonzero(results[FRAMES - 2].tokens.kept[0]))  # type: ignore[union-attr]
     assert len(backend.seen) == FRAMES - 1  # once a frame for all objects
 

@@ -83,12 +83,12 @@ def compare(official: Run, ours: Run, *, trained: bool = False) -> Comparison:
             different.append(f"{key}: logits differ by {deltas[-1]} standard deviations")
         if video_ious[-1] < limits["video_iou"]["minimum"]:
             different.append(f"{key}: video IoU {video_ious[-1]}")
-    return Comparison(min(ious), max(deltas), min(video_ious), tuple(different), tuple(invalid(official)))
+    return Comparison(min(ious), max(deltas), min(video_ious), tuple(different), tuple(invalid(official, trained=trained)))
 
 
-def invalid(official: Run) -> list[str]:
+def invalid(official: Run, *, trained: bool = False) -> list[str]:
     """Why an official run proves nothing: too short, an empty or full mask on a visible frame, a score without a sign."""
-    valid = THRESHOLDS["valid"]
+    valid = THRESHOLDS["valid"] | (THRESHOLDS["trained"]["valid"] if trained else {})
     frames = {frame for frame, _ in official}
     reasons = [] if len(frames) >= valid["min_frames"] else [f"{len(frames)} frames"]
     for key, track in official.items():
