@@ -18,9 +18,10 @@ from .ours import run_tracker, tracker_options
 from .scenarios import SCENARIOS, Scenario
 
 FAST = ("box", "mask_correction", "many_prompts")  # box, mask and click prompts; the others take some minutes in all
-# Here this little-trained model is no yardstick. `late_object`: one of the 87 low-resolution pixels of a mask differs; `refined_first_frame`:
-# 1.6e-3 standard deviations. The other three failed with the weights before these, where the official predictor itself, with relative
-# noise of 1e-6 (1e-5) on its image features, moved by IoU 0.993 and 3.6e-3 (0.968 and 2.9e-2) in `click`, and ours by 0.974 and 2.0e-2.
+# Here this little-trained model is no yardstick. `late_object`: one of the 87 low-resolution pixels of a mask differs;
+# `refined_first_frame`: 1.6e-3 standard deviations. The other three failed with the weights before these, where the official predictor
+# itself, with relative noise of 1e-6 (1e-5) on its image features, moved by IoU 0.993 and 3.6e-3 (0.968 and 2.9e-2) in `click`, and ours by
+# 0.974 and 2.0e-2.
 UNSTABLE = ("click", "three_objects", "removed_object", "late_object", "refined_first_frame")
 
 
