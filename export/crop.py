@@ -21,7 +21,7 @@ import numpy.typing as npt
 from fastsam2.bundle import FileEntry, GraphEntry, VocabularyEntry
 from fastsam2.config import ModelSpec
 from fastsam2.enums import ExportTarget, GraphRole
-from fastsam2.errors import ExportError, expected
+from fastsam2.errors import ExportError, expected, reason
 from fastsam2.export.exporter import graph_entry
 from fastsam2.export.rewrites.half_storage import store_half
 
@@ -137,8 +137,7 @@ def _normalisation(clip: str) -> Normalisation:
         processor = importlib.import_module("transformers.image_processing_base").ImageProcessingMixin
         config, _ = processor.get_image_processor_dict(clip)
     except Exception as error:  # the hub's client and transformers raise many unrelated families
-        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}".rstrip(".:")
-        raise ExportError(expected(f"the config of an image processor in {clip}", reason, todo)) from error
+        raise ExportError(expected(f"the config of an image processor in {clip}", reason(error), todo)) from error
     scale = config.get("rescale_factor", SCALE) if config.get("do_rescale", True) else 1.0
     normalises = config.get("do_normalize", True)
     mean, std = (config.get("image_mean", MEAN), config.get("image_std", STD)) if normalises else ((0.0,) * 3, (1.0,) * 3)

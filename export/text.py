@@ -23,7 +23,7 @@ from fastsam2.bundle import FileEntry, GraphEntry, Manifest, TextEntry, changed_
 from fastsam2.config import ModelSpec
 from fastsam2.contracts import CLIP_CONTEXT
 from fastsam2.enums import ExportTarget, GraphRole
-from fastsam2.errors import ExportError, expected
+from fastsam2.errors import ExportError, expected, reason
 from fastsam2.export.checkpoints import INSTALL
 from fastsam2.export.crop import LARGEST_BYTES, ClipImage, export_crop_encoder, load_clip_image, write_vocabulary
 from fastsam2.export.exporter import check_complete, graph_entry
@@ -202,7 +202,7 @@ def _load_model(transformers: Any, clip: str) -> tuple[Any, Any, list[str]]:
     try:
         config = transformers.AutoConfig.from_pretrained(clip)
     except Exception as error:  # the hub's client and transformers raise many unrelated families
-        raise ExportError(expected(f"a CLIP checkpoint in {clip}", _reason(error), _OTHER)) from error
+        raise ExportError(expected(f"a CLIP checkpoint in {clip}", reason(error), _OTHER)) from error
     kinds = {"clip": "CLIPModel", "clip_text_model": "CLIPTextModelWithProjection"}
     if config.model_type not in kinds:
         raise ExportError(expected(f"a CLIP checkpoint in {clip}", f"one of type {config.model_type!r}", _OTHER))
@@ -211,7 +211,7 @@ def _load_model(transformers: Any, clip: str) -> tuple[Any, Any, list[str]]:
             clip, output_loading_info=True, attn_implementation="eager"
         )
     except Exception as error:
-        raise ExportError(expected(f"the weights of a CLIP model in {clip}", _reason(error), _OTHER)) from error
+        raise ExportError(expected(f"the weights of a CLIP model in {clip}", reason(error), _OTHER)) from error
     lacking = sorted(k for k in found["missing_keys"] if not k.endswith("position_ids"))
     missing = [k for k in lacking if k.startswith("text_")]
     if missing:
@@ -229,16 +229,11 @@ def _load_tokenizer(transformers: Any, clip: str) -> Any:
         fast = transformers.AutoTokenizer.from_pretrained(clip, use_fast=True)
     except Exception as error:
         todo = "Copy tokenizer.json and tokenizer_config.json of the checkpoint into it as well"
-        raise ExportError(expected(f"a tokenizer in {clip}", _reason(error), todo)) from error
+        raise ExportError(expected(f"a tokenizer in {clip}", reason(error), todo)) from error
     if not getattr(fast, "is_fast", False):
         todo = "Save it once with AutoTokenizer and its package tokenizers, which writes tokenizer.json"
         raise ExportError(expected(f"a fast tokenizer in {clip}", type(fast).__name__, todo))
     return fast
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}".rstrip(".:")
 
 
 def _export(text: ClipText, spec: ModelSpec, folder: Path, say: Callable[[str], None]) -> GraphEntry:

@@ -44,3 +44,9 @@ class InternalError(RuntimeError):
 def expected(what: str, got: object, todo: str) -> str:
     """One error sentence of the house form, `expected WHAT, got GOT. TODO`, with its full stop."""
     return f"expected {what}, got {got}. {todo.rstrip('.')}."
+
+
+def reason(error: Exception) -> str:
+    """Kind and first line of an error that another package raised, for the `got` of `expected`."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}".rstrip(".:")

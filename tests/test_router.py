@@ -135,7 +135,7 @@ def test_frames_can_be_batched_in_training() -> None:
     first, second = (inputs_of(module, 1, seed) for seed in (1, 2))
     with torch.inference_mode():
         logits, _, _ = module.rank(**{k: torch.cat([first[k], second[k]]) for k in first})
-    for row, inputs in zip(logits.softmax(-1).numpy(), (first, second), strict=True):
+    for row, inputs in zip(logits.softmax(1).squeeze(-1).numpy(), (first, second), strict=True):
         np.testing.assert_allclose(row, outputs(module, inputs)["scores"][0], rtol=1e-5)
 
 

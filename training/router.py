@@ -271,7 +271,7 @@ def train(module: RouterGraph, samples: Samples, *, steps: int, seed: int, work:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(int(rng.integers(2**31)))  # of what is dropped
                 logits, _, _ = module.rank(**inputs)
-            loss = F.cross_entropy(logits, target)
+            loss = F.cross_entropy(logits.squeeze(-1), target)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -88,11 +88,8 @@ class RouterGraph(nn.Module):
         iou: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Inputs and outputs as in `contracts.GRAPHS[ROUTER]`; `relevance` is the cosine with the token minus the frame's mean token."""
-        hidden, relevance, context = self._hidden(tokens, text, has_text, low_res_logits, uncertainty, object_score, iou)
-        if self.dropout_samples:
-            each = torch.matmul(hidden, (self.patterns * self.score.weight).T)  # [B, N, T]
-            return each.softmax(dim=1).mean(dim=-1), relevance, context
-        return self.score(hidden).squeeze(-1).softmax(dim=-1), relevance, context
+        logits, relevance, context = self.rank(tokens, text, has_text, low_res_logits, uncertainty, object_score, iou)
+        return logits.softmax(dim=1).mean(dim=-1), relevance, context
 
     def rank(
         self,
@@ -104,7 +101,7 @@ class RouterGraph(nn.Module):
         object_score: torch.Tensor,
         iou: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`forward` before the softmax, for training: with dropout, of one new pattern for each sample.
+        """`forward` before the softmax, for training: with dropout, of one new pattern for each sample instead of the T fixed ones.
 
         Args:
             tokens: [1, N, C] as in the graph, or [B, N, C] where every object is on a frame of its own (its first axis is 1 or B below).
@@ -116,24 +113,8 @@ class RouterGraph(nn.Module):
             iou: [B].
 
         Returns:
-            logits of the scores [B, N], relevance [B, N], context [1 or B, N].
+            logits of the scores [B, N, patterns], relevance [B, N], context [1 or B, N].
         """
-        hidden, relevance, context = self._hidden(tokens, text, has_text, low_res_logits, uncertainty, object_score, iou)
-        if self.dropout_samples and self.training:
-            hidden = hidden * F.dropout(torch.ones_like(hidden[:, :1]), DROPOUT)
-        return self.score(hidden).squeeze(-1), relevance, context
-
-    def _hidden(
-        self,
-        tokens: torch.Tensor,
-        text: torch.Tensor,
-        has_text: torch.Tensor,
-        low_res_logits: torch.Tensor,
-        uncertainty: torch.Tensor,
-        object_score: torch.Tensor,
-        iou: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Hidden layer [B, N, HIDDEN], relevance, context."""
         context = self._context(tokens)
         hidden = self.shared(torch.cat([self._local(tokens), context.unsqueeze(-1)], dim=-1))  # [1 or B, N, HIDDEN]
 
@@ -162,7 +143,12 @@ class RouterGraph(nn.Module):
             dim=-1,
         )
         hidden = hidden + self.own(torch.cat([own, of_object.expand(-1, covered.shape[1], -1)], dim=-1))
-        return F.gelu(hidden), relevance, context
+        hidden = F.gelu(hidden)
+        if self.dropout_samples and not self.training:
+            return torch.matmul(hidden, (self.patterns * self.score.weight).T), relevance, context
+        if self.dropout_samples:
+            hidden = hidden * F.dropout(torch.ones_like(hidden[:, :1]), DROPOUT)
+        return self.score(hidden), relevance, context
 
     def _local(self, tokens: torch.Tensor) -> torch.Tensor:
         """Projected tokens, their neighbourhood's mean and the distance to it, [1 or B, N, 3 · WIDTH]."""
