@@ -88,6 +88,14 @@ class BackendName(str, Enum):
     ONNXRUNTIME = "onnxruntime"
 
 
+class Precision(str, Enum):
+    """Number format of most of an engine's graph; what stays float32 is decided in `engines/precision.py`."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
 class Flavor(str, Enum):
     """Which TensorRT builds and runs an engine; chosen in `engines/trt_compat.py`."""
 

@@ -19,6 +19,8 @@ TRAINING_SEED = 0
 _REUSE = 8  # windows cut from a scene before it is replaced: painting a background costs as much as eight frames
 _CUTS = 2  # pieces of one window
 _OFF_CENTRE = 0.25  # of its side, how far a piece's middle is from the object's
+_CLOSE_UP = 0.25  # share of scenes with larger things than the sets that are scored
+_WINDOW = 128  # pixels, the widest window of the encoder
 _LEAST_SHARE = 0.003  # of the frame, that a prompted object shows
 _LEAST_VISIBLE = 0.35  # of its outline
 
@@ -50,13 +52,15 @@ class Batch:
         frames: uint8 [clips, T, 3, S, S].
         clip: int64 [B], the clip of each object.
         masks: bool [T, B, S, S], what is visible of each object.
-        prompts: on frame 0.
+        prompts: on frame 0, pixels of the piece.
+        place: row and column, in a whole frame, at which the model is to take these pieces to be.
     """
 
     frames: npt.NDArray[np.uint8]
     clip: npt.NDArray[np.int64]
     masks: npt.NDArray[np.bool_]
     prompts: Prompts
+    place: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ class BatchShape:
         objects: per clip.
         pace: speed of everything that moves; slow motion teaches to use the memory at all.
         drawn: side of the scenes that frames are cut out of, round an object; None for whole scenes. Cuts show an object at the size it
-            has in a larger frame, for the cost of a small one.
+            has in a larger frame, for the cost of a small one, and go along with it some of the way.
     """
 
     size: int
@@ -79,6 +83,11 @@ class BatchShape:
     objects: int
     pace: float = 1.0
     drawn: int | None = None
+
+    @property
+    def whole(self) -> int:
+        """Side of the frames the model is for."""
+        return self.drawn or self.size
 
 
 class Batches:
@@ -111,15 +120,18 @@ class Batches:
                 masks.append(clip_masks)
         objects = np.concatenate(masks).swapaxes(0, 1)
         clip = np.repeat(np.arange(shape.clips), shape.objects)
-        return Batch(np.stack(frames), clip, objects, make_prompts(objects[0], rng, masks=shape.frames > 1))
+        row, column = (_WINDOW * rng.integers(0, (shape.whole - shape.size) // _WINDOW + 1, 2)).tolist()
+        return Batch(np.stack(frames), clip, objects, make_prompts(objects[0], rng, masks=shape.frames > 1), (row, column))
 
     def _make_scene(self, slot: int, generation: int, attempt: int) -> Scene:
         seed = (TRAINING_SEED, self.seed, self.rank, 0, slot, generation, attempt)
         rng = np.random.default_rng((*seed, 9))
         level = (PLAIN, HARD, LONG)[int(rng.choice(3, p=[0.4, 0.35, 0.25]))]
-        side = self.shape.drawn or self.shape.size
+        side = self.shape.whole
         if side <= 128:  # what is small here could not be seen
             level = replace(level, radius=(level.radius[0] * 1.5, level.radius[1] * 1.5))
+        elif rng.random() < _CLOSE_UP:
+            level = replace(level, radius=(level.radius[0] * 1.6, level.radius[1] * 1.6))
         return Scene(seed, level, (side, side), aspect=float(np.exp(rng.uniform(-0.55, 0.65))), silhouettes=self.silhouettes)
 
     def _window(self, rng: np.random.Generator, slot: int, generation: int) -> _Window:
@@ -141,14 +153,28 @@ class Batches:
         size, inside = self.shape.size, np.arange(len(masks))
         if self.shape.drawn is not None:
             anchor = int(rng.integers(len(masks)))
-            middle = np.argwhere(masks[anchor, 0]).mean(0) + rng.uniform(-_OFF_CENTRE, _OFF_CENTRE, 2) * size
-            y, x = np.clip(middle - size / 2, 0, self.shape.drawn - size).astype(int)
+            middles = _middle(masks[anchor, 0]) + rng.uniform(-_OFF_CENTRE, _OFF_CENTRE, 2) * size + self._drift(masks[anchor], rng)
+            corners = np.clip(middles - size / 2, 0, self.shape.drawn - size).astype(int)
+            pieces = [(np.s_[y : y + size], np.s_[x : x + size]) for y, x in corners]
             whole = masks[:, 0].sum((1, 2))
-            frames, masks = frames[:, y : y + size, x : x + size], masks[..., y : y + size, x : x + size]
+            frames = np.stack([frame[piece] for frame, piece in zip(frames, pieces, strict=True)])
+            masks = np.stack([masks[:, t, rows, columns] for t, (rows, columns) in enumerate(pieces)], 1)
             share = masks[:, 0].sum((1, 2)) / whole
             inside = np.flatnonzero((share >= 0.5) | (inside == anchor))
         chosen = np.resize(rng.permutation(inside)[: self.shape.objects], self.shape.objects)  # repeats where there are fewer
         return frames, masks[chosen]
+
+    @staticmethod
+    def _drift(mask: npt.NDArray[np.bool_], rng: np.random.Generator) -> npt.NDArray[np.float64]:
+        """An even pan, float [T, 2], along a random share of the way an object goes while it is seen."""
+        seen = np.flatnonzero(mask.any((1, 2)))
+        way = rng.uniform(0, 1) * (_middle(mask[seen[-1]]) - _middle(mask[0]))
+        return np.linspace(np.zeros(2), way, len(mask))
+
+
+def _middle(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """Row and column, float [2]."""
+    return np.asarray(np.argwhere(mask).mean(0))
 
 
 def is_visible(scene: Scene, index: int, t: float, ids: npt.NDArray[np.uint8]) -> bool:
@@ -184,11 +210,11 @@ def _augment(frames: npt.NDArray[np.uint8], masks: npt.NDArray[np.bool_], rng: n
 
 
 def make_prompts(truth: npt.NDArray[np.bool_], rng: np.random.Generator, *, masks: bool) -> Prompts:
-    """Prompts of one kind for objects with masks bool [B, S, S]: boxes (half of the time), clicks, or, where allowed, masks.
+    """Prompts of one kind for objects with masks bool [B, S, S]: boxes, clicks, or, where allowed, masks.
 
     A mask prompt is itself the first frame's answer, so there is nothing to learn from it without a second frame.
     """
-    kind = rng.choice(["box", "points", "mask"], p=[0.5, 0.3, 0.2] if masks else [0.6, 0.4, 0.0])
+    kind = rng.choice(["box", "points", "mask"], p=[0.4, 0.2, 0.4] if masks else [0.6, 0.4, 0.0])
     if kind == "mask":
         return Prompts(masks=truth[:, None].astype(np.float32))
     if kind == "box":

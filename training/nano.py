@@ -71,6 +71,12 @@ PLANS: dict[str, tuple[Stage, ...]] = {
         Stage(BatchShape(256, 4, 4, 3, drawn=512), 220, (1.5e-3, 1e-3)),
         Stage(BatchShape(512, 4, 1, 3), 110, (1e-3, 2e-5)),
     ),
+    # One more, on longer clips: what was missing by then was to keep hold of an object.
+    "follow": (
+        Stage(BatchShape(256, 8, 2, 4, drawn=512), 20, (0.0, 1.5e-3)),
+        Stage(BatchShape(256, 8, 2, 4, drawn=512), 380, (1.5e-3, 2e-4)),
+        Stage(BatchShape(512, 4, 1, 3), 60, (2e-4, 2e-5)),
+    ),
     # One datacenter GPU with a dozen cores that draw (`--workers 12`). Not run yet.
     "gpu": (
         Stage(BatchShape(256, 1, 64, 5, drawn=512), 300, (0.0, 2e-3), teach_presence=True),
@@ -150,7 +156,7 @@ class Trainer:
         self.silhouettes = available_silhouettes()
         self.parent = os.getppid()
         torch.manual_seed(seed)
-        self.size = plan[0].shape.size
+        self.size = plan[0].shape.whole
         self.model = build_model(self.size).to(device)
         if initial is not None:
             self.model.load_state_dict(torch.load(initial, map_location=device, weights_only=True)["model"])
@@ -164,7 +170,7 @@ class Trainer:
         saved = time.monotonic()
         while self.progress.stage < len(self.plan):
             stage = self.plan[self.progress.stage]
-            self._resize(stage.shape.size)
+            self._resize(stage.shape.whole)
             recent: list[Rolled] = []
             clock = time.monotonic()
             for batch in self._batches(stage):
@@ -369,7 +375,7 @@ def finish(args: argparse.Namespace) -> None:
     from fastsam2.training.finish import export, machine, score, write_weights
 
     weights = write_weights(args.out / "average.pt", args.out / "nano.pt")
-    bundle = export(weights, args.out / "bundle", image_size=PLANS[args.plan][-1].shape.size)
+    bundle = export(weights, args.out / "bundle", image_size=PLANS[args.plan][-1].shape.whole)
     progress = torch.load(args.out / "last.pt", map_location="cpu", weights_only=True)["progress"]
     record = {"plan": args.plan, "seed": args.seed, "progress": progress, "machine": machine(), "silhouettes": len(available_silhouettes())}
     record["sets"] = score(weights, bundle, official=not args.no_official, say=lambda line: print(line, file=sys.stderr, flush=True))

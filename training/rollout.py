@@ -9,12 +9,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastsam2.training.clips import Batch
-from fastsam2.training.model import Candidates, TrainableSam2
+from fastsam2.training.model import Candidates, TrainableSam2, look_at
 
 _MEAN = (0.485, 0.456, 0.406)  # ImageNet, as sam2/utils/misc.py
 _STD = (0.229, 0.224, 0.225)
 _NEAR = 7  # logits round an object that count as its surroundings
 _RIDGE = 1e-3  # of the mean second moment of the pixel embedding
+_READ_RIDGE = 1e-2  # of that of what is read from the memory, which is wider and has fewer places
+_READ_WEIGHT = 0.5
 _STEEPNESS = 4.0  # the regression answers about -1 and 1
 
 
@@ -45,6 +47,7 @@ def roll(model: TrainableSam2, batch: Batch, *, device: torch.device, teach_pres
         teach_presence: gate masks by the truth about who is in the frame instead of the model's score.
     """
     length = batch.frames.shape[1]
+    look_at(model, batch.frames.shape[-1], *batch.place)
     frames = torch.from_numpy(batch.frames).to(device, non_blocking=True)
     truth = torch.from_numpy(batch.masks).to(device, non_blocking=True).float()
     clip = torch.from_numpy(batch.clip).to(device)
@@ -62,6 +65,7 @@ def roll(model: TrainableSam2, batch: Batch, *, device: torch.device, teach_pres
     losses: list[Tensor] = []
     ious: list[list[Tensor]] = [[], []]
     hits: list[Tensor] = []
+    read: list[tuple[Tensor, Tensor]] = []
     for t in range(length):
         rows = clip * length + t
         model.present = present[t] if teach_presence else None
@@ -82,11 +86,16 @@ def roll(model: TrainableSam2, batch: Batch, *, device: torch.device, teach_pres
             continue  # the mask itself is the answer; the decoder only makes its pointer
         assert model.candidates is not None
         losses.append(frame_loss(model.candidates, low[t], present[t]))
+        if t:
+            read.append((model.candidates.embedding[present[t]], low[t][present[t]]))
         with torch.no_grad():
             ious[int(t > 0)].append(_iou(out["pred_masks"][:, 0] > 0, low[t] > 0.5)[present[t]])
             hits.append(((model.candidates.score[:, 0] > 0) == present[t]).float())
     model.present = None
-    return Rolled(torch.stack(losses).mean(), *(_mean(parts) for parts in (*ious, hits)))
+    loss = torch.stack(losses).mean()
+    if read:
+        loss = loss + _READ_WEIGHT * reading_loss(*map(torch.cat, zip(*read, strict=True)))
+    return Rolled(loss, *(_mean(parts) for parts in (*ious, hits)))
 
 
 def frame_loss(candidates: Candidates, target: Tensor, present: Tensor) -> Tensor:
@@ -114,6 +123,24 @@ def frame_loss(candidates: Candidates, target: Tensor, present: Tensor) -> Tenso
     return seen + functional.binary_cross_entropy_with_logits(candidates.score[:, 0], weight)
 
 
+def reading_loss(embedding: Tensor, target: Tensor) -> Tensor:
+    """How badly one linear rule for all objects of a batch finds them in what was read from the memory: the rule that does it best.
+
+    It asks of memory attention itself to say where the object is, and not only through all of the decoder.
+
+    Args:
+        embedding: [n, D, l, l], of tracked frames in which the object is present.
+        target: [n, L, L], share of each pixel that is covered.
+    """
+    if not len(embedding):
+        return embedding.sum()
+    target = functional.adaptive_avg_pool2d(target, embedding.shape[-1])
+    wide = embedding.movedim(1, 0).flatten(2)[None]  # [1, D, n, l * l]: one picture of all
+    logits = separation(wide, target.flatten(1)[None], torch.ones_like(target).flatten(1)[None], ridge=_READ_RIDGE)
+    near = (functional.max_pool2d(target[:, None], 3, 1, 1) > 0).float()
+    return mask_loss(logits.view_as(near), target[:, None], near).mean() + 2 * _cross_entropy(logits.view_as(near), target[:, None]).mean()
+
+
 def mask_loss(logits: Tensor, target: Tensor, near: Tensor) -> Tensor:
     """Dice + mean cross-entropy of the pixels in `near`, [B, M].
 
@@ -127,20 +154,21 @@ def mask_loss(logits: Tensor, target: Tensor, near: Tensor) -> Tensor:
     return dice + (_cross_entropy(logits, target) * near).sum((-2, -1)) / near.sum((-2, -1)).clamp(min=1)
 
 
-def separation(pixels: Tensor, target: Tensor, near: Tensor) -> Tensor:
+def separation(pixels: Tensor, target: Tensor, near: Tensor, *, ridge: float = _RIDGE) -> Tensor:
     """Logits [B, L, L] of the linear rule that tells an object from its surroundings best: ridge regression to +-1, differentiable.
 
     Args:
         pixels: [B, C, L, L], embedding.
         target: [B, L, L], 0..1.
         near: [B, L, L], 0 or 1: the pixels to tell apart; logits elsewhere are far below zero.
+        ridge: of the mean second moment.
     """
     x = torch.cat([pixels.flatten(2), torch.ones_like(pixels[:, :1]).flatten(2)], 1).float()
     share = near.flatten(1)[:, None] / near.sum((-2, -1)).clamp(min=1)[:, None, None]
     with torch.autocast(x.device.type, enabled=False):
         gram = (x * share) @ x.mT
-        ridge = _RIDGE * gram.diagonal(dim1=1, dim2=2).mean(-1).clamp(min=0.1)
-        gram = gram + ridge[:, None, None] * torch.eye(gram.shape[-1], device=gram.device)
+        least = ridge * gram.diagonal(dim1=1, dim2=2).mean(-1).clamp(min=0.1)
+        gram = gram + least[:, None, None] * torch.eye(gram.shape[-1], device=gram.device)
         rule = torch.linalg.solve(gram, (x * share) @ (2 * target.flatten(1)[..., None] - 1))
         return (_STEEPNESS * rule.mT @ x).view_as(target) - 30 * (1 - near)
 
