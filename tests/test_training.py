@@ -15,8 +15,8 @@ from fastsam2.training import nano
 from fastsam2.training.clips import Batches, BatchShape, is_visible, make_prompts, tight_box
 from fastsam2.training.evaluate import evaluate, first_mask_copied, nearest_colour, summary
 from fastsam2.training.held_out import SETS, HeldOutClip, make_clip
-from fastsam2.training.model import build_model
-from fastsam2.training.rollout import frame_loss, roll
+from fastsam2.training.model import build_model, look_at
+from fastsam2.training.rollout import frame_loss, reading_loss, roll, to_input
 from fastsam2.training.scene import HARD, PLAIN, Scene
 from fastsam2.training.shapes import SHAPES
 from fastsam2.training.silhouettes import decode_rle, load_silhouettes
@@ -131,7 +131,8 @@ def test_batches_are_deterministic_and_differ_by_step_and_process() -> None:
     assert batch.masks[0].any((-2, -1)).all(), "every object is visible when it is prompted"
 
 
-def test_pieces_show_objects_at_the_size_they_have_in_the_scene() -> None:
+def test_pieces_show_objects_at_the_size_they_have_in_the_scene(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastsam2.training.clips._CLOSE_UP", 0.0)  # what is larger than a piece is cut off
     whole, cut = BatchShape(192, 2, 4, 3), BatchShape(96, 2, 4, 3, drawn=192)
     batch, same = Batches(cut, seed=1)[2], Batches(cut, seed=1)[2]
     assert batch.frames.shape == (4, 2, 3, 96, 96)
@@ -196,7 +197,7 @@ def test_loss_is_least_for_the_truth() -> None:
     def loss(logits: torch.Tensor, score: float, pixels: torch.Tensor = pixels) -> float:
         wide = logits[:, None].expand(-1, 4, -1, -1)
         iou = ((wide > 0) & (target[:, None] > 0.5)).sum((-2, -1)) / ((wide > 0) | (target[:, None] > 0.5)).sum((-2, -1)).clamp(min=1)
-        return float(frame_loss(Candidates(wide, iou, torch.tensor([[score], [-score]]), pixels), target, present))
+        return float(frame_loss(Candidates(wide, iou, torch.tensor([[score], [-score]]), pixels, pixels), target, present))
 
     truth = (target * 2 - 1) * 12
     best = loss(truth, 8.0)
@@ -206,6 +207,60 @@ def test_loss_is_least_for_the_truth() -> None:
     assert loss(-truth, 8.0) > 2
     assert loss(truth.roll(3, -1), 8.0) > 0.5
     assert loss(truth, -8.0) > 4
+
+
+def test_a_piece_keeps_its_place_in_the_whole_frame() -> None:
+    """The oracle is the same model on the whole frame: what depends on places and neighbours alone is the same there."""
+    torch.manual_seed(0)
+    model = build_model(512)
+    frame = torch.randint(0, 256, (1, 3, 512, 512), dtype=torch.uint8)
+    part = np.s_[..., 128:384, 256:512]
+
+    def look(frame: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch.no_grad():
+            seen = model.forward_image(to_input(frame))
+            prompts = model.sam_prompt_encoder
+            points = torch.tensor([[[300.0, 200.0]]]) - (torch.tensor([256.0, 128.0]) if frame.shape[-1] == 256 else 0)
+            clicks, none = prompts(points=(points, torch.ones(1, 1)), boxes=None, masks=None)
+            memory = model.memory_encoder.position_encoding(torch.zeros(2, 64, frame.shape[-1] // 16, frame.shape[-1] // 16))
+        return seen["backbone_fpn"][0], seen["vision_pos_enc"][2], prompts.get_dense_pe(), memory, clicks, none
+
+    whole = look(frame)
+    look_at(model, 256, 128, 256)
+    piece = look(frame[part])
+    for name, (of_piece, of_whole) in enumerate(zip(piece, whole, strict=True)):
+        step = 512 // of_whole.shape[-1]
+        there = of_whole[..., 128 // step : 384 // step, 256 // step : 512 // step] if of_whole.ndim == 4 else of_whole
+        inner = slice(8, -8) if name == 0 else slice(None)  # windows at the edge of the piece see padding
+        torch.testing.assert_close(of_piece[..., inner, inner], there[..., inner, inner], rtol=0, atol=1e-6, msg=str(name))
+    look_at(model, 512)
+    for again, first in zip(look(frame), whole, strict=True):
+        torch.testing.assert_close(again, first, rtol=0, atol=0)
+
+
+def test_pieces_go_some_of_the_way_with_their_objects() -> None:
+    mask = np.zeros((5, 60, 60), np.bool_)
+    for t in range(4):  # hidden on the last frame
+        mask[t, 10:20, 10 * t : 10 * t + 10] = True
+    ways = np.stack([Batches._drift(mask, np.random.default_rng(seed)) for seed in range(40)])
+    assert (ways[:, 0] == 0).all() and (ways[..., 0] == 0).all()
+    assert 0 <= ways[:, -1, 1].min() < 6 and 24 < ways[:, -1, 1].max() <= 30
+
+
+def test_reading_asks_for_a_rule_that_all_objects_share() -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.zeros(3, 32, 32)
+    for i in range(3):
+        target[i, 8 * i : 8 * i + 12, 4:20] = 1
+    coarse = torch.nn.functional.avg_pool2d(target, 4)
+    noise = torch.randn(3, 5, 8, 8, generator=generator)
+    shared, own = noise.clone(), noise.clone()
+    shared[:, 2] += 20 * coarse
+    for i in range(3):
+        own[i, i] += 20 * coarse[i]  # each object in a channel of its own: no rule finds them all
+    losses = [float(reading_loss(e, target)) for e in (shared, own, noise)]
+    assert losses[0] < 0.5 * losses[1] and losses[1] < losses[2]
+    assert float(reading_loss(noise[:0], target[:0])) == 0
 
 
 PLAN = (
