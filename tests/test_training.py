@@ -256,8 +256,8 @@ def test_reading_asks_for_a_rule_that_all_objects_share() -> None:
     noise = torch.randn(3, 5, 8, 8, generator=generator)
     shared, own = noise.clone(), noise.clone()
     shared[:, 2] += 20 * coarse
-    for i in range(3):
-        own[i, i] += 20 * coarse[i]  # each object in a channel of its own: no rule finds them all
+    for i, way in enumerate((20, -20, 0)):
+        own[i, 2] += way * coarse[i]  # found each by a rule of its own, but by none together
     losses = [float(reading_loss(e, target)) for e in (shared, own, noise)]
     assert losses[0] < 0.5 * losses[1] and losses[1] < losses[2]
     assert float(reading_loss(noise[:0], target[:0])) == 0
