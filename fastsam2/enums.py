@@ -86,6 +86,7 @@ class BackendName(str, Enum):
     """Where graphs run."""
 
     ONNXRUNTIME = "onnxruntime"
+    ONNXRUNTIME_CUDA = "onnxruntime-cuda"
 
 
 class Precision(str, Enum):

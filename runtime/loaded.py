@@ -132,4 +132,4 @@ def load(path: str | os.PathLike[str], *, backend: str = BackendName.ONNXRUNTIME
             )
         )
     manifest = read_manifest(folder)
-    return LoadedBundle(folder, manifest, OnnxRuntimeBackend(folder, manifest, threads=threads))
+    return LoadedBundle(folder, manifest, OnnxRuntimeBackend(folder, manifest, provider=BackendName(backend), threads=threads))
