@@ -16,6 +16,7 @@ from fastsam2.training import text_tower
 from fastsam2.training.held_out import SETS
 from fastsam2.training.shapes import SHAPES
 from fastsam2.training.text_tower import (
+    VOCABULARY,
     CropSource,
     Trainer,
     accuracy,
@@ -28,6 +29,7 @@ from fastsam2.training.text_tower import (
     write_checkpoint,
 )
 from fastsam2.training.textures import COLOURS, PATTERNS
+from fastsam2.vocabulary import read_vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +170,8 @@ def test_what_is_written_is_a_clip_that_transformers_and_bundles_accept(tmp_path
     assert read("red striped star, zebra").input_ids == tokenizer("red striped star, zebra").input_ids
     for key, value in loaded.state_dict().items():
         assert torch.equal(value, model.state_dict()[key]), key
+    phrases = read_vocabulary(tmp_path / VOCABULARY)
+    assert len(phrases) == len(COLOURS) * len(SHAPES) and "red star" in phrases
     text = load_clip_text(str(tmp_path))
     assert text.model.text_projection.out_features == 512
     assert (text.end, text.padding) == (tokenizer.eos_token_id, tokenizer.eos_token_id)

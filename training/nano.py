@@ -74,8 +74,8 @@ PLANS: dict[str, tuple[Stage, ...]] = {
     # One more, on longer clips: what was missing by then was to keep hold of an object.
     "follow": (
         Stage(BatchShape(256, 8, 2, 4, drawn=512), 20, (0.0, 1.5e-3)),
-        Stage(BatchShape(256, 8, 2, 4, drawn=512), 380, (1.5e-3, 2e-4)),
-        Stage(BatchShape(512, 4, 1, 3), 60, (2e-4, 2e-5)),
+        Stage(BatchShape(256, 8, 2, 4, drawn=512), 320, (1.5e-3, 2e-4)),
+        Stage(BatchShape(512, 4, 1, 3), 40, (2e-4, 2e-5)),
     ),
     # One datacenter GPU with a dozen cores that draw (`--workers 12`). Not run yet.
     "gpu": (

@@ -37,6 +37,7 @@ from fastsam2.training.textures import COLOURS, PATTERNS
 OUT = Path("out/text_tower")
 CROP = 64  # pixels, side of a crop
 TEXT_DIM = 512  # as CLIP ViT-B, so that nano takes the same path as a real CLIP
+VOCABULARY = "vocabulary.txt"  # what `run --text auto` may answer: two words, since it has to name what is seen, and not all of it
 CANDIDATES = 16  # captions that a crop is matched to when accuracy is measured
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of openai/CLIP, what its preprocessors expect
@@ -321,7 +322,7 @@ class Trainer:
 
 
 def write_checkpoint(model: Any, tokenizer: Any, folder: Path) -> Path:
-    """Write a CLIP checkpoint as transformers reads it, with weights rounded to float16, which the bundle then stores in half the bytes.
+    """Write a CLIP checkpoint as transformers reads it, and a vocabulary; weights rounded to float16 take half the bytes in a bundle.
 
     Args:
         model: `CLIPModel`; its own weights are rounded too, so that what is measured is what is written.
@@ -338,6 +339,7 @@ def write_checkpoint(model: Any, tokenizer: Any, folder: Path) -> Path:
     preprocessor = {"image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": size, "do_center_crop": False}
     preprocessor |= {"do_rescale": True, "do_normalize": True, "do_convert_rgb": True, "image_mean": MEAN, "image_std": STD}
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+    (folder / VOCABULARY).write_text("".join(f"{colour} {shape}\n" for colour in COLOURS for shape in SHAPES))
     return folder
 
 
