@@ -71,12 +71,6 @@ PLANS: dict[str, tuple[Stage, ...]] = {
         Stage(BatchShape(256, 4, 4, 3, drawn=512), 220, (1.5e-3, 1e-3)),
         Stage(BatchShape(512, 4, 1, 3), 110, (1e-3, 2e-5)),
     ),
-    # One more, on longer clips: what was missing by then was to keep hold of an object.
-    "follow": (
-        Stage(BatchShape(256, 8, 2, 4, drawn=512), 20, (0.0, 1.5e-3)),
-        Stage(BatchShape(256, 8, 2, 4, drawn=512), 320, (1.5e-3, 2e-4)),
-        Stage(BatchShape(512, 4, 1, 3), 40, (2e-4, 2e-5)),
-    ),
     # One datacenter GPU with a dozen cores that draw (`--workers 12`). Not run yet.
     "gpu": (
         Stage(BatchShape(256, 1, 64, 5, drawn=512), 300, (0.0, 2e-3), teach_presence=True),
