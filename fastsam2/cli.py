@@ -5,6 +5,7 @@
     demo   -> fastsam2.demo.run_demo                      score   -> fastsam2.benchmarks.score.score_folders
     add-text     -> fastsam2.export.text.add_text         fit-text -> fastsam2.training.text_fit.fit_text_command
     train-router -> fastsam2.training.router.train_router_command
+    build  -> fastsam2.engines.build.build_engines
 
 Exit codes: 0 done, 1 a bug (with a traceback), 2 something the caller can put right, 130 interrupted.
 """
@@ -22,8 +23,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import fastsam2
-from fastsam2.cli_show import manifest_tables, progress_bar, score_table, show
-from fastsam2.enums import BackendName, ExportTarget, Protect, PrunePolicy, PrunePreset, QueryPolicy, ScoredFrames
+from fastsam2.cli_show import engine_table, manifest_tables, progress_bar, score_table, show
+from fastsam2.enums import BackendName, ExportTarget, Flavor, Precision, Protect, PrunePolicy, PrunePreset, QueryPolicy, ScoredFrames
 from fastsam2.errors import ExportError, FastSam2Error, PromptError, expected
 
 if TYPE_CHECKING:
@@ -121,6 +122,33 @@ def export(
         overwrite=overwrite,
         progress=_say,
     )
+
+
+@app.command()
+def build(
+    *,
+    bundle: Annotated[str, typer.Argument(help=BUNDLE_HELP)],
+    flavor: Annotated[Flavor | None, typer.Option(help="TensorRT or TensorRT-RTX (default: the one that is installed).")] = None,
+    precision: Annotated[Precision, typer.Option(help="Of products; statistics, tables and coordinates stay fp32.")] = Precision.FP16,
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(metavar="8.9|portable|current", help="GPU to build for; repeatable (default: portable, with tensorrt current)."),
+    ] = None,
+    max_objects: Annotated[int, typer.Option(min=1, help="Objects in one batch; more run in turns.")] = 4,
+    max_prompt_frames: Annotated[int, typer.Option(min=1, help="Prompted frames attended to, as in run.")] = 1,
+    keep_buckets: Annotated[
+        list[float] | None, typer.Option(metavar="SHARE", help="Also a profile for run --keep SHARE, which saves memory; repeatable.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Accept engines that are farther from fp32 than their budget.")] = False,
+    out: Annotated[Path | None, typer.Option(help="A copy of the bundle to make; without it the bundle itself gets the engines.")] = None,
+) -> None:
+    """Build TensorRT engines from a bundle's graphs, where those that are there do not fit (TensorRT-RTX needs no GPU)."""
+    from fastsam2.engines.build import build_engines
+    from fastsam2.engines.profiles import Limits
+
+    limits = Limits.of(max_objects=max_objects, max_prompt_frames=max_prompt_frames, keep_buckets=tuple(keep_buckets or ()))
+    targets = tuple(compute_capability or ())
+    build_engines(bundle, flavor=flavor, precision=precision, targets=targets, limits=limits, out=out, force=force, progress=_say)
 
 
 @app.command()
@@ -319,17 +347,24 @@ def train_router(
 @app.command()
 def inspect(
     bundle: Annotated[str, typer.Argument(help=BUNDLE_HELP)],
-    json: Annotated[bool, typer.Option("--json", help="The manifest as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="The manifest and the engines as JSON.")] = False,
 ) -> None:
-    """Check a bundle and show what is in it."""
+    """Check a bundle with its engines and show what is in it."""
+    from json import dumps
+
     from fastsam2.builtin import bundle_path
     from fastsam2.bundle import read_manifest
+    from fastsam2.engines.records import inspect_engines
 
-    manifest = read_manifest(bundle_path(bundle))
+    folder = bundle_path(bundle)
+    manifest = read_manifest(folder)
+    engines = inspect_engines(folder, manifest)
     if json:
-        print(manifest.model_dump_json(indent=2))
-    else:
-        show(manifest_tables(manifest))
+        print(dumps({**manifest.model_dump(mode="json"), "engines": engines}, indent=2))
+        return
+    show(manifest_tables(manifest))
+    if engines:
+        show(engine_table(engines))
 
 
 @app.command()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -100,6 +100,28 @@ def _tensor_rows(graph: GraphEntry, manifest: Manifest) -> Iterator[tuple[str, .
         for entry in entries:
             shape = TensorSpec(entry.name, entry.dtype, entry.axes, "").shape(manifest.model)
             yield graph.role.value, kind, entry.name, entry.dtype, " x ".join(map(str, shape))
+
+
+def engine_table(engines: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Engines of a bundle, from `fastsam2.engines.records.inspect_engines`."""
+    from rich.table import Table
+
+    columns = ("graph", "flavor", "target", "precision", "bytes", "fused attentions", "activations", "built in", "drift", "")
+    table = Table(*columns, title="engines", caption="fused: of all attentions (as many as expected)")
+    for e in engines:
+        table.add_row(
+            e["graph"],
+            f"{e['flavor']} {e['version']}",
+            e["target"],
+            e["precision"],
+            f"{e['bytes']:,}",
+            f"{e['fused_attention']} of {e['attention']} ({e['expected_attention']})",
+            f"{e['activation_bytes'] / 1e6:.0f} MB",
+            f"{e['build_seconds']:.1f} s",
+            ", ".join(f"{name} {value:.1e}" for name, value in e["drift"].items()),
+            "" if e["of_this_bundle"] else "of another graph: build again",
+        )
+    return table
 
 
 def score_table(score: Score) -> RenderableType:

@@ -26,6 +26,10 @@ NEEDS_EXPORTER = (
 SHIPPED = ("fastsam2/models/", "fastsam2/samples/")
 HEAVY = ("torch", "sam2", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "av", "cv2", "numpy", "PIL")
 NOT_FOR_RUNTIME = ("torch", "sam2", "onnx", "onnxscript", "tensorrt", "tensorrt_rtx")
+DATA = (
+    *(f"fastsam2/engines/{name}.toml" for name in ("drift", "fusion", "precision")),
+    *(f"fastsam2/kernels/cuda/top_k_gather.{kind}" for kind in ("cu", "cuh", "h")),
+)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +81,8 @@ def test_every_module_is_in_the_wheel_once(names: list[str]) -> None:
 def test_wheel_holds_the_type_marker_and_nothing_else_of_the_repository(names: list[str]) -> None:
     assert names.count("fastsam2/py.typed") == names.count("fastsam2/vocabulary.txt") == 1
     assert {name.split("/")[0].split("-")[0] for name in names} == {"fastsam2"}
-    code = [name for name in names if not name.startswith(SHIPPED)]
+    assert set(DATA) <= set(names)
+    code = [name for name in names if not name.startswith(SHIPPED) and name not in DATA]
     assert [name for name in code if "tests" in name or "README" in name or name.endswith((".pyc", ".json", ".toml"))] == []
 
 

@@ -1,0 +1,1 @@
+"""The top-k gather as a TensorRT plugin, in C++ and in Python."""
