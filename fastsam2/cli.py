@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import fastsam2
-from fastsam2.cli_show import engine_table, manifest_tables, progress_bar, score_table, show
+from fastsam2.cli_show import engine_tables, manifest_tables, progress_bar, score_table, show
 from fastsam2.enums import BackendName, ExportTarget, Flavor, Precision, Protect, PrunePolicy, PrunePreset, QueryPolicy, ScoredFrames
 from fastsam2.errors import ExportError, FastSam2Error, PromptError, expected
 
@@ -364,7 +364,7 @@ def inspect(
         return
     show(manifest_tables(manifest))
     if engines:
-        show(engine_table(engines))
+        show(engine_tables(engines))
 
 
 @app.command()

@@ -102,26 +102,29 @@ def _tensor_rows(graph: GraphEntry, manifest: Manifest) -> Iterator[tuple[str, .
             yield graph.role.value, kind, entry.name, entry.dtype, " x ".join(map(str, shape))
 
 
-def engine_table(engines: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Engines of a bundle, from `fastsam2.engines.records.inspect_engines`."""
+def engine_tables(engines: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Engines of a bundle, from `fastsam2.engines.records.inspect_engines`: one table for each set."""
+    from rich.console import Group
     from rich.table import Table
 
-    columns = ("graph", "flavor", "target", "precision", "bytes", "fused attentions", "activations", "built in", "drift", "")
-    table = Table(*columns, title="engines", caption="fused: of all attentions (as many as expected)")
+    sets: dict[str, list[Mapping[str, Any]]] = {}
     for e in engines:
-        table.add_row(
-            e["graph"],
-            f"{e['flavor']} {e['version']}",
-            e["target"],
-            e["precision"],
-            f"{e['bytes']:,}",
-            f"{e['fused_attention']} of {e['attention']} ({e['expected_attention']})",
-            f"{e['activation_bytes'] / 1e6:.0f} MB",
-            f"{e['build_seconds']:.1f} s",
-            ", ".join(f"{name} {value:.1e}" for name, value in e["drift"].items()),
-            "" if e["of_this_bundle"] else "of another graph: build again",
-        )
-    return table
+        sets.setdefault(f"{e['flavor']} {e['version']}, {e['target']}, {e['precision']}", []).append(e)
+    tables = []
+    for title, members in sets.items():
+        table = Table("graph", "MB", "fused", "expected", "active MB", "build s", "drift", title=title)
+        for e in members:
+            table.add_row(
+                e["graph"] if e["of_this_bundle"] else f"{e['graph']} (of another graph: build again)",
+                f"{e['bytes'] / 1e6:.1f}",
+                f"{e['fused_attention']} of {e['attention']}",
+                str(e["expected_attention"]),
+                f"{e['activation_bytes'] / 1e6:.0f}",
+                f"{e['build_seconds']:.1f}",
+                f"{max(e['drift'].values(), default=0.0):.1e}",
+            )
+        tables.append(table)
+    return Group(*tables)
 
 
 def score_table(score: Score) -> RenderableType:

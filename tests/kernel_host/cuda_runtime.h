@@ -1,9 +1,9 @@
 // A CUDA device for tests, on one CPU thread: g++ compiles a kernel's own source against this header instead of the toolkit's.
 //
-// Blocks run one after the other. The threads of a block are fibers: a lane runs until it waits at a warp intrinsic for the other 31, a warp
-// until it waits at __syncthreads for the other warps, so that in the chosen order one warp is as far ahead of the next as barriers allow.
-// Shared memory holds garbage when a block starts, and writing past what the launch asked for fails it. Barriers can be left out one at a
-// time and orders changed, so that a test sees a race as a wrong result.
+// Blocks run one after the other. The threads of a block are fibers: a lane runs until it waits at a warp intrinsic for the other 31, a
+// warp until it waits at __syncthreads for the other warps, so that in the chosen order one warp is as far ahead of the next as barriers
+// allow. Shared memory holds garbage when a block starts, and writing past what the launch asked for fails it. Barriers can be left out
+// one at a time and orders changed, so that a test sees a race as a wrong result.
 #pragma once
 
 #include <algorithm>
@@ -259,7 +259,8 @@ cudaError_t cudaFuncSetAttribute(void (*)(Args), cudaFuncAttribute, int bytes) {
 
 // Kernels take one struct.
 template <typename Args>
-cudaError_t cudaLaunchKernel(void (*kernel)(Args), dim3 grid, dim3 block, void** parameters, std::size_t shared_bytes, cudaStream_t stream) {
+cudaError_t cudaLaunchKernel(void (*kernel)(Args), dim3 grid, dim3 block, void** parameters, std::size_t shared_bytes,
+                             cudaStream_t stream) {
   using namespace host;
   static void (*current)(Args);
   const bool legal = grid.x && grid.y && grid.y <= 65535 && grid.z == 1 && block.x && block.x <= 1024 && block.x % kLanes == 0 &&

@@ -1,4 +1,4 @@
-// The plugin's logic without libnvinfer: TensorRT's public interfaces are implemented by small fakes, and enqueue runs the kernel on the host.
+// The plugin's logic without libnvinfer: small fakes implement TensorRT's public interfaces, and enqueue runs the kernel on the host.
 #include "../../kernels/plugin/top_k_gather_plugin.h"
 
 #include <cstdio>
@@ -135,8 +135,9 @@ void test_creator() {
       CHECK(*static_cast<int32_t const*>(copied->getFieldsToSerialize()->fields[0].data) == k);
     }
   }
-  for (const PluginField& field : {PluginField("k", &negative, PluginFieldType::kINT32, 1), PluginField("k", &large, PluginFieldType::kINT32, 1),
-                                   PluginField("k", &half, PluginFieldType::kFLOAT32, 1), PluginField("k", nullptr, PluginFieldType::kINT32, 1)}) {
+  for (const PluginField& field :
+       {PluginField("k", &negative, PluginFieldType::kINT32, 1), PluginField("k", &large, PluginFieldType::kINT32, 1),
+        PluginField("k", &half, PluginFieldType::kFLOAT32, 1), PluginField("k", nullptr, PluginFieldType::kINT32, 1)}) {
     CHECK(create(creator, {field}) == nullptr);
     CHECK(logged("k must be one integer in 0..16384"));
   }
