@@ -56,9 +56,10 @@ def test_probe_reads_version_and_what_it_brings(install: Callable[[str, str], No
     assert package.brings == ("TestExecutionProvider",)
 
 
-def test_probe_falls_back_to_the_modules_version(install: Callable[[str, str], None]) -> None:
-    install("tensorrt_rtx", "__version__ = '9.9'")
-    assert doctor.probe_package("tensorrt_rtx") == Package("tensorrt_rtx", "9.9")
+def test_probe_falls_back_to_the_modules_version(install: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(doctor.PROBES, "only_a_module", ("only-a-module", "[]"))
+    install("only_a_module", "__version__ = '9.9'")
+    assert doctor.probe_package("only_a_module") == Package("only_a_module", "9.9")
 
 
 def test_probe_of_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
