@@ -54,7 +54,7 @@ class Job:
         bundle: folder.
         threads: CPU threads of one operator.
         set, seed, clip: which, see `study_clip`.
-        frames: of the clip; None for as many as the set's have.
+        frames: of the clip.
         todo: cases that have no score yet.
     """
 
@@ -63,7 +63,7 @@ class Job:
     set: str
     seed: int
     clip: int
-    frames: int | None
+    frames: int
     todo: tuple[Case, ...]
 
 
@@ -175,6 +175,7 @@ def study(args: argparse.Namespace) -> None:
     bundle = bundle_path(args.bundle)
     wanted = cases(args.policies, args.keep, {"yes": (True,), "no": (False,), "both": (True, False)}[args.protected], args.texts)
     _check(bundle, wanted)
+    frames = {name: SETS[name].frames for name in SETS} | dict(args.frames)
     lines = args.out.with_suffix(".jsonl")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     manifest = read_manifest(bundle)
@@ -183,7 +184,7 @@ def study(args: argparse.Namespace) -> None:
         "graphs": {role.value: sorted(manifest.digests(role)) for role in GraphRole if manifest.digests(role)},
         "image_size": manifest.model.image_size,
         "tokens": manifest.model.tokens,
-        "frames": args.frames or {name: SETS[name].frames for name in SETS},
+        "frames": frames,
     }
     scores = _begin(lines, {k: head[k] for k in ("graphs", "frames")})
     done = {(s["set"], s["seed"], s["clip"], s["policy"], s["text"], s["keep"], s["protected"]) for s in scores}
@@ -193,7 +194,7 @@ def study(args: argparse.Namespace) -> None:
             for name in args.sets:
                 todo = tuple(c for c in wanted if (name, seed, clip, c.policy, c.text, c.keep, c.protected) not in done)
                 if todo:
-                    jobs.append(Job(bundle, args.threads, name, seed, clip, args.frames, todo))
+                    jobs.append(Job(bundle, args.threads, name, seed, clip, frames[name], todo))
     with lines.open("a") as log, ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
         running = [pool.submit(run_job, job) for job in jobs]
         for count, finished in enumerate(as_completed(running), 1):
@@ -247,6 +248,13 @@ def write(out: Path, head: dict[str, Any], scores: list[dict[str, Any]]) -> None
     out.write_text(f'{text[:-2]},\n "scores": [\n{each}\n ]\n}}\n')
 
 
+def _set_frames(text: str) -> tuple[str, int]:
+    name, _, count = text.partition("=")
+    if name not in SETS or not count.isdigit() or int(count) < 2:
+        raise argparse.ArgumentTypeError(f"expected SET=N with one of {', '.join(SETS)} and N >= 2, got {text!r}")
+    return name, int(count)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pruning", description=(__doc__ or "").splitlines()[0])
@@ -263,7 +271,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--protected", choices=("yes", "no", "both"), default="both")
     parser.add_argument("--clips", type=int, default=50, help="of each set and seed")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--frames", type=int, help="of a clip; by default as many as the set's have: 60, 60 and 300")
+    parser.add_argument(
+        "--frames", nargs="+", type=_set_frames, default=[], metavar="SET=N", help="frames of a clip; by default plain=60 hard=60 long=300"
+    )
     parser.add_argument("--processes", type=int, default=1, help="clips at once")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process")
     args = parser.parse_args(argv)

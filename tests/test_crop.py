@@ -32,6 +32,7 @@ from fastsam2.export.text import add_text, load_clip_text
 from fastsam2.export.wrappers.crop_encoder import MEAN, SCALE, STD, Normalisation
 from fastsam2.runtime.auto_text import GREY, ClipCropEncoder, object_crop, square_on_grey
 from fastsam2.runtime.video import open_video
+from tests.bare_nano import bare_nano
 from tests.test_bundle import edit
 from tests.test_export_text import fake_bundle, graph, text_graph
 from tests.tiny_clip import E_DIM, make_clip, make_tokenizer, oracle_ids, oracle_text, save, text_config
@@ -95,7 +96,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, oracle: Oracle) -> Path:
     """nano with both halves of that CLIP, a vocabulary, and a router that goes by uncertainty."""
     folder = tmp_path_factory.mktemp("described")
     (folder / "words.txt").write_text("".join(f"  {word}\n\n" for word in WORDS))
-    out = add_text("nano", oracle.folder, out=folder / "bundle", vocabulary=folder / "words.txt", templates=["{}"])
+    out = add_text(bare_nano(), oracle.folder, out=folder / "bundle", vocabulary=folder / "words.txt", templates=["{}"])
     manifest = read_manifest(out)
     write_router(out / "router.onnx", manifest.model)
     added = [graph(out, GraphRole.ROUTER).model_copy(update={"target": target}) for target in manifest.targets]
@@ -217,7 +218,7 @@ def test_run_describes_every_object_and_says_so(bundle: Path, oracle: Oracle, tm
 
 
 def test_what_a_bundle_lacks_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = ["run", "nano", "--video", str(sample_path("hard_000") / "clip.mp4"), "--out", str(tmp_path / "out"), "--box", "1,1,90,90"]
+    run = ["run", str(bare_nano()), "--video", str(sample_path("hard_000") / "clip.mp4"), "--out", str(tmp_path / "out"), "--box", "1,1,90,90"]
     for args, message in (
         (["--prune", "mask", "--text", "auto"], "texts with --prune router, got 'auto' with policy mask"),
         (["--prune", "router", "--text", "auto"], "a bundle with a text encoder"),
@@ -227,7 +228,7 @@ def test_what_a_bundle_lacks_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
             main([*run, *args])
         assert message in capsys.readouterr().err
     with pytest.raises(BundleError, match=r"a crop encoder for automatic descriptions.*add-text --clip"):
-        fastsam2.load("nano").describer()
+        fastsam2.load(bare_nano()).describer()
     assert not (tmp_path / "out").exists()
 
 

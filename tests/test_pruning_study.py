@@ -15,6 +15,7 @@ from fastsam2.benchmarks.pruning_table import ALL_TEXTS, DENSE, Case, cases, dif
 from fastsam2.benchmarks.row_rules import FeatureCache, Foresight, RuleBackend, mask_and_uncertainty
 from fastsam2.enums import GraphRole
 from fastsam2.errors import BundleError, InternalError
+from tests.bare_nano import bare_nano
 from tests.specs import model_spec
 
 SPEC = model_spec(image_size=256)
@@ -115,7 +116,7 @@ def test_rules_rank_what_they_say() -> None:
 
 
 def study(out: Path, *more: str) -> int:
-    which = ["--sets", "plain", "--seeds", "1", "--frames", "4", "--policies", "mask", "oracle", "--keep", "0.05", "--protected", "no"]
+    which = ["--sets", "plain", "--seeds", "1", "--frames", "plain=4", "--policies", "mask", "oracle", "--keep", "0.05", "--protected", "no"]
     return pruning.main(["--bundle", "nano", "--out", str(out), *which, *more])
 
 
@@ -137,14 +138,14 @@ def test_a_study_goes_on_where_it_stopped_and_recomputes_to_the_same(tmp_path: P
     assert pruning.main(["--recompute", str(out)]) == 0
     assert out.read_text() == before
     capsys.readouterr()
-    assert pruning.main(["--bundle", "nano", "--out", str(out), "--frames", "5", "--sets", "plain", "--policies", "dense"]) == 1
+    assert pruning.main(["--bundle", "nano", "--out", str(out), "--frames", "plain=5", "--sets", "plain", "--policies", "dense"]) == 1
     assert "Name another --out" in capsys.readouterr().err
 
 
 def test_what_a_bundle_cannot_do_is_said_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="train-router"):
-        pruning._check(pruning.bundle_path("nano"), [Case("router")])
-    pruning._check(pruning.bundle_path("nano"), [Case("oracle")])
+        pruning._check(bare_nano(), [Case("router")])
+    pruning._check(bare_nano(), [Case("oracle")])
 
 
 def test_plot_is_drawn(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from fastsam2.builtin import MODELS
 from fastsam2.bundle import read_manifest
 from fastsam2.contracts import graph_spec
 from fastsam2.enums import ExportTarget, GraphRole
@@ -24,9 +23,10 @@ from fastsam2.export.to_onnx import example_inputs
 from fastsam2.export.wrappers.router import RouterGraph, multiply_adds
 from fastsam2.runtime.policies.mask import cell_coverage
 from fastsam2.runtime.uncertainty import uncertainty
+from tests.bare_nano import bare_nano
 from tests.specs import model_spec
 
-NANO = MODELS / "nano"
+NANO = bare_nano()
 TINY_1024 = model_spec(name="tiny", image_size=1024, hidden_dim=256, memory_dim=64)
 TINY_ENCODER = 129e9  # multiply-adds of the image encoder of SAM 2.1 tiny at 1024 px, from its config
 TARGET = ExportTarget.ONNXRUNTIME

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from fastsam2.benchmarks.datasets import Clip
-from fastsam2.builtin import MODELS
 from fastsam2.bundle import FileEntry, GraphEntry, RouterEntry, TensorEntry, TextEntry, changed_bundle, read_manifest, write_manifest
 from fastsam2.contracts import graph_spec
 from fastsam2.enums import ExportTarget, GraphRole
@@ -30,9 +29,10 @@ from fastsam2.training.clip_source import PROCEDURAL, open_clips, procedural_cli
 from fastsam2.training.router import captured_mass, read_projection, train, train_router, train_router_command
 from fastsam2.training.router_samples import Recorder, Samples, query_weight
 from fastsam2.training.text_fit import fit_text, pairs, see
+from tests.bare_nano import bare_nano
 from tests.words import encode
 
-NANO = MODELS / "nano"
+NANO = bare_nano()
 TARGET = ExportTarget.ONNXRUNTIME
 
 
