@@ -21,6 +21,7 @@ from fastsam2.config import ModelSpec
 from fastsam2.errors import PromptError, StateError, expected
 from fastsam2.runtime.backends.protocol import Backend, Float
 from fastsam2.runtime.clip import ClipFrames
+from fastsam2.runtime.device import Tensor
 from fastsam2.runtime.memory_bank import ClipMemory
 from fastsam2.runtime.postprocess import fill_holes
 from fastsam2.runtime.selection import UNBOUNDED, Selection
@@ -149,7 +150,7 @@ class ClipTracker:
 
     def new_object(self) -> ClipObject:
         """An object nothing is known of."""
-        return ClipObject(ClipMemory(self.spec))
+        return ClipObject(ClipMemory(self.spec, self._stages.device))
 
     def counts_as_prompt(self, known: ClipObject, frame: int) -> bool:
         """Whether a prompt on a frame makes it a prompt frame: it was not tracked yet, or corrections count as prompts."""
@@ -262,11 +263,9 @@ class ClipTracker:
         return known.memory.selection(frame, max_prompt_frames=limit, reverse=reverse, num_frames=len(clip.frames))
 
     def _outputs(self, decoded: Decoded) -> list[Output]:
-        filled = fill_holes(decoded.logits, self.fill_hole_area)
-        return [
-            Output(logits.copy(), float(score), pointer.copy())
-            for logits, score, pointer in zip(filled, decoded.score, decoded.pointer, strict=True)
-        ]
+        logits, scores, pointers = self._stages.device.fetch(decoded.logits, decoded.score, decoded.pointer)
+        filled = fill_holes(logits, self.fill_hole_area)
+        return [Output(own.copy(), float(score), pointer.copy()) for own, score, pointer in zip(filled, scores, pointers, strict=True)]
 
     def _keep(
         self,
@@ -275,7 +274,7 @@ class ClipTracker:
         objects: list[ClipObject],
         outputs: list[Output],
         *,
-        raw_logits: Float | None = None,
+        raw_logits: Tensor | None = None,
         prompted: bool = False,
         as_prompt: bool = False,
     ) -> None:
@@ -283,9 +282,9 @@ class ClipTracker:
         logits = np.stack([output.logits for output in outputs]) if raw_logits is None else raw_logits
         scores = np.array([output.score for output in outputs], np.float32)
         rows = self._stages.encode_memory(self._features(clip, frame), logits, scores, np.full(len(objects), prompted))
-        for known, output, own_rows in zip(objects, outputs, rows, strict=True):
+        for row, (known, output) in enumerate(zip(objects, outputs, strict=True)):
             known.outputs[frame] = output
-            known.memory.write(frame, own_rows, output.pointer, prompt=as_prompt)
+            known.memory.write(frame, rows[row], output.pointer, prompt=as_prompt)
 
     def _clear_around(self, known: ClipObject, frame: int) -> None:
         if not self.clear_non_cond_mem_around_input:

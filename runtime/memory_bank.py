@@ -7,16 +7,13 @@ bfloat16 too, so rounding on write is part of parity (facebookresearch/sam2 @2b9
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from fastsam2.config import ModelSpec
 from fastsam2.enums import Protect
-from fastsam2.runtime.backends.protocol import Array, Float
-from fastsam2.runtime.bfloat16 import from_bfloat16, to_bfloat16
+from fastsam2.runtime.device import Device, Reading, Tensor
 from fastsam2.runtime.pruning import Pruner
 from fastsam2.runtime.selection import Selection, select
 
@@ -35,11 +32,11 @@ class FrameMemory:
         compacted: the rows went through the gather.
     """
 
-    pointer: Float
+    pointer: Tensor
     prompt: bool
-    rows: npt.NDArray[np.uint16] | None
-    position: npt.NDArray[np.int32]
-    scores: Float | None
+    rows: Tensor | None
+    position: Tensor
+    scores: Tensor | None
     keep: int | None = None
     compacted: bool = False
 
@@ -55,15 +52,16 @@ class Memory:
 
     Args:
         spec: model sizes.
+        device: where rows are rounded.
 
     Attributes:
         frames: by index, in the order they were written.
     """
 
-    def __init__(self, spec: ModelSpec) -> None:
-        self.spec = spec
+    def __init__(self, spec: ModelSpec, device: Device) -> None:
+        self.spec, self.device = spec, device
         self.frames: dict[int, FrameMemory] = {}
-        self._grid = np.arange(spec.tokens, dtype=np.int32)
+        self._grid = device.arange(0, spec.tokens)
 
     def selection(self, frame: int, *, max_prompt_frames: int, reverse: bool = False, num_frames: int | None = None) -> Selection:
         """What a step at `frame` reads; arguments as in `select`."""
@@ -83,6 +81,16 @@ class Memory:
         """Memory rows M and pointers P of a selection; objects with equal counts run as one batch."""
         return sum(len(self.frames[t].position) for t, _ in selection.rows), len(selection.pointers)
 
+    def reading(self, selection: Selection) -> Reading:
+        """What a selection stands for."""
+        frames = []
+        for t, age in selection.rows:
+            held = self.frames[t]
+            assert held.rows is not None, f"frame {t} was dropped while still selectable"
+            frames.append((held.rows, held.position, age))
+        span = np.float32(selection.pointer_span)
+        return Reading(tuple(frames), tuple((self.frames[t].pointer, np.float32(offset) / span) for t, offset in selection.pointers))
+
     @property
     def rows_held(self) -> int:
         """Spatial rows held."""
@@ -95,9 +103,9 @@ class Memory:
 
 
 class ClipMemory(Memory):
-    """The memory of one object on every frame of a finished clip: nothing is dropped, so that tracking may run in any direction."""
+    """The memory of one object on every frame of a clip, in host memory: nothing is dropped, so tracking may run in any direction."""
 
-    def write(self, frame: int, rows: Float, pointer: Float, *, prompt: bool) -> None:
+    def write(self, frame: int, rows: Tensor, pointer: Tensor, *, prompt: bool) -> None:
         """Store a frame in place of what was held of it; a prompt frame comes last in the order.
 
         Args:
@@ -109,7 +117,8 @@ class ClipMemory(Memory):
         held = self.frames.get(frame)
         if held is not None and prompt and not held.prompt:
             del self.frames[frame]
-        self.frames[frame] = FrameMemory(pointer, prompt, to_bfloat16(rows), self._grid, None)
+        bits, own_pointer = self.device.fetch(self.device.to_bfloat16(rows), pointer)
+        self.frames[frame] = FrameMemory(own_pointer, prompt, bits, self._grid, None)
 
 
 class ObjectMemory(Memory):
@@ -117,15 +126,15 @@ class ObjectMemory(Memory):
 
     Args:
         spec: model sizes.
-        pruner: decides which rows survive.
+        pruner: decides which rows survive; its device holds them.
         max_prompt_frames: prompt frames read at most; older ones turn into ordinary frames.
     """
 
     def __init__(self, spec: ModelSpec, pruner: Pruner, *, max_prompt_frames: int) -> None:
-        super().__init__(spec)
+        super().__init__(spec, pruner.device)
         self.pruner, self.max_prompt_frames = pruner, max_prompt_frames
 
-    def write(self, frame: int, rows: Float, pointer: Float, *, prompt: bool, scores: Float | None, keep: int | None = None) -> None:
+    def write(self, frame: int, rows: Tensor, pointer: Tensor, *, prompt: bool, scores: Tensor | None, keep: int | None = None) -> None:
         """Store the newest frame; earlier frames are compacted, demoted and dropped. Writing the same frame again replaces it.
 
         Args:
@@ -136,7 +145,7 @@ class ObjectMemory(Memory):
             scores: what `Pruner.score` or the router gave for this frame.
             keep: rows to keep of it, one of `Pruner.budgets`; None for the least.
         """
-        self.frames[frame] = FrameMemory(pointer, prompt, to_bfloat16(rows), self._grid, scores, keep)
+        self.frames[frame] = FrameMemory(pointer, prompt, self.device.to_bfloat16(rows), self._grid, scores, keep)
         prompts = sorted(t for t, m in self.frames.items() if m.prompt)
         for t in prompts[: -self.max_prompt_frames]:
             self.frames[t].prompt = False
@@ -159,56 +168,3 @@ class ObjectMemory(Memory):
     def select(self, frame: int) -> Selection:
         """What a step at `frame` reads."""
         return self.selection(frame, max_prompt_frames=self.max_prompt_frames)
-
-
-class BatchBuffers:
-    """Assembles the memory_attention inputs of a batch in buffers that are reused from step to step.
-
-    Args:
-        spec: model sizes.
-    """
-
-    def __init__(self, spec: ModelSpec) -> None:
-        self.spec = spec
-        self._flat: dict[str, Array] = {}
-
-    def assemble(self, memories: Sequence[Memory], selections: Sequence[Selection]) -> dict[str, Array]:
-        """Inputs memory, position, age, pointers, pointer_offset of `contracts.GRAPHS[MEMORY_ATTENTION]`.
-
-        Args:
-            memories: B objects with equal counts.
-            selections: what each of them reads.
-
-        Returns:
-            Arrays valid until the next call.
-        """
-        rows, count = memories[0].counts(selections[0])
-        batch = len(memories)
-        inputs: dict[str, Array] = {
-            "memory": self._buffer("memory", (batch, rows, self.spec.memory_dim), np.float32),
-            "position": self._buffer("position", (batch, rows), np.int32),
-            "age": self._buffer("age", (batch, rows), np.int32),
-            "pointers": self._buffer("pointers", (batch, count, self.spec.hidden_dim), np.float32),
-            "pointer_offset": self._buffer("pointer_offset", (batch, count), np.float32),
-        }
-        for b, (memory, selection) in enumerate(zip(memories, selections, strict=True)):
-            start = 0
-            for t, age in selection.rows:
-                held = memory.frames[t]
-                assert held.rows is not None, f"frame {t} was dropped while still selectable"
-                end = start + len(held.position)
-                from_bfloat16(held.rows, out=inputs["memory"][b, start:end])
-                inputs["position"][b, start:end] = held.position
-                inputs["age"][b, start:end] = age
-                start = end
-            for p, (t, offset) in enumerate(selection.pointers):
-                inputs["pointers"][b, p] = memory.frames[t].pointer
-                inputs["pointer_offset"][b, p] = np.float32(offset) / np.float32(selection.pointer_span)
-        return inputs
-
-    def _buffer(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> Array:
-        size = int(np.prod(shape))
-        flat = self._flat.get(name)
-        if flat is None or flat.size < size:
-            flat = self._flat[name] = np.empty(size, dtype)
-        return flat[:size].reshape(shape)

@@ -9,14 +9,13 @@ computed for all objects at once by `Stages.route`.
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Callable
 
 from fastsam2.config import ModelSpec, Prune
 from fastsam2.enums import PrunePolicy
 from fastsam2.errors import InternalError, expected
-from fastsam2.kernels.reference import top_k_gather
-from fastsam2.runtime.bfloat16 import from_bfloat16, to_bfloat16
+from fastsam2.runtime.device import Device, Tensor
+from fastsam2.runtime.host_device import HOST
 from fastsam2.runtime.policies.base import Policy, RowContext
 from fastsam2.runtime.policies.mask import MaskPolicy
 from fastsam2.runtime.policies.random import RandomPolicy
@@ -24,7 +23,7 @@ from fastsam2.runtime.policies.uniform import UniformPolicy
 
 __all__ = ["Policy", "Pruner", "RowContext"]
 
-_SCORING: dict[PrunePolicy, type[Policy]] = {
+_SCORING: dict[PrunePolicy, Callable[[Device], Policy]] = {
     PrunePolicy.RANDOM: RandomPolicy,
     PrunePolicy.UNIFORM: UniformPolicy,
     PrunePolicy.MASK: MaskPolicy,
@@ -36,25 +35,27 @@ class Pruner:
 
     Attributes:
         prune: the options it was made with.
+        device: where rows and scores lie.
         budgets: K, rows left of a frame after compaction, and with the guard the larger K it may rise to.
         gathers: compactions run so far.
     """
 
-    def __init__(self, prune: Prune, spec: ModelSpec) -> None:
+    def __init__(self, prune: Prune, spec: ModelSpec, device: Device = HOST) -> None:
         """Choose the policy.
 
         Args:
             prune: policy and budget.
             spec: the model; gives N, D and the grid.
+            device: where rows and scores lie.
 
         Raises:
             PromptError: if the budget asks for more rows than a frame has.
         """
         self.budgets = prune.budgets(spec.tokens)
         self.gathers = 0
-        self.prune = prune
+        self.prune, self.device = prune, device
         self._spec = spec
-        self._policy = _SCORING[prune.policy]() if prune.policy in _SCORING else None
+        self._policy = _SCORING[prune.policy](device) if prune.policy in _SCORING else None
 
     @property
     def active(self) -> bool:
@@ -71,7 +72,7 @@ class Pruner:
         """Whether scores come from the router graph instead of `score`."""
         return self.prune.policy is PrunePolicy.ROUTER
 
-    def score(self, context: RowContext) -> npt.NDArray[np.float32] | None:
+    def score(self, context: RowContext) -> Tensor | None:
         """Score a frame's rows when they are written.
 
         Args:
@@ -91,9 +92,7 @@ class Pruner:
             raise InternalError(expected(f"logits [{side}, {side}]", list(context.logits.shape), "Pass one object's low-resolution logits"))
         return self._policy.scores(context)
 
-    def compact(
-        self, rows: npt.NDArray[np.uint16], scores: npt.NDArray[np.float32] | None, keep: int | None = None
-    ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int32]]:
+    def compact(self, rows: Tensor, scores: Tensor | None, keep: int | None = None) -> tuple[Tensor, Tensor]:
         """Reduce a frame's N rows to K.
 
         Args:
@@ -115,13 +114,6 @@ class Pruner:
             raise InternalError(expected(what, got, "Compact a dense frame once"))
         self.gathers += 1
         if scores is None:
-            return self._pool(rows)
-        kept, index = top_k_gather(scores[None], rows[None], self.rows if keep is None else keep)
-        return kept[0], index[0]
-
-    def _pool(self, rows: npt.NDArray[np.uint16]) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int32]]:
-        """Mean of each 2x2 block of cells, in float32, rounded to bfloat16."""
-        half, tokens = self._spec.grid // 2, self._spec.tokens
-        cells = from_bfloat16(rows).reshape(half, 2, half, 2, -1)
-        pooled = cells.mean(axis=(1, 3), dtype=np.float32).reshape(half * half, -1)
-        return to_bfloat16(pooled), np.arange(tokens, tokens + half * half, dtype=np.int32)
+            tokens = self._spec.tokens
+            return self.device.pool_2x2(rows, self._spec.grid), self.device.arange(tokens, tokens + tokens // 4)
+        return self.device.top_k_gather(rows, scores, self.rows if keep is None else keep)

@@ -13,11 +13,11 @@ import numpy as np
 from fastsam2.config import ModelSpec
 from fastsam2.enums import Alarm
 from fastsam2.runtime.backends.protocol import Float
+from fastsam2.runtime.device import Device, Tensor
 from fastsam2.runtime.guard import GuardState, Observation, judge
 from fastsam2.runtime.pruning import Pruner, RowContext
 from fastsam2.runtime.result import TokenReport
 from fastsam2.runtime.stages import Features, Stages
-from fastsam2.runtime.uncertainty import uncertainty
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +27,37 @@ class Judged:
     Attributes:
         object_id: its id.
         logits: float32 [L, L].
-        score: object score, logit.
-        iou: predicted IoU.
-        prompted: the frame was prompted.
+        score: float32 [1], object score, logit.
+        iou: float32 [1], predicted IoU.
+        seen: the same on the host, for the guard.
         text: float32 [E], the embedding of its description, or None.
     """
 
     object_id: int
-    logits: Float
-    score: float
-    iou: float
-    prompted: bool
+    logits: Tensor
+    score: Tensor
+    iou: Tensor
+    seen: Observation
     text: Float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cues:
+    """What a frame's rows were judged by, as arrays of the device; see `TokenReport`."""
+
+    frame: int
+    ids: tuple[int, ...]
+    keep: int
+    alarms: tuple[Alarm | None, ...]
+    scores: tuple[Tensor, ...]
+    uncertainty: Tensor | None
+    relevance: Tensor | None
+    context: Tensor | None
+
+    def report(self, device: Device) -> TokenReport:
+        """The same on the host. Waits for the device."""
+        *scores, unsure, relevance, context = device.fetch(*self.scores, self.uncertainty, self.relevance, self.context)
+        return TokenReport(self.frame, self.ids, self.keep, self.alarms, np.stack(scores), unsure, relevance, context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +67,13 @@ class Judgement:
     Attributes:
         scores: float32 [N] of each object; None for policies without scores.
         keep: K for every object; None where nothing is pruned.
-        report: for the result; None for policies without scores.
+        cues: for the result; None for policies without scores.
         guard: the guard's state after this frame.
     """
 
-    scores: tuple[Float | None, ...]
+    scores: tuple[Tensor | None, ...]
     keep: int | None
-    report: TokenReport | None
+    cues: Cues | None
     guard: GuardState
 
 
@@ -84,37 +103,36 @@ class RowJudge:
             return Judgement((None,) * len(objects), None, None, guard)
         alarms: dict[int, Alarm] = {}
         if pruner.prune.guard:
-            seen = {o.object_id: Observation(o.score, o.iou, float(np.mean(o.logits > 0)), o.prompted) for o in objects}
-            guard, alarms = judge(guard, seen, len(pruner.budgets) - 1)
+            guard, alarms = judge(guard, {o.object_id: o.seen for o in objects}, len(pruner.budgets) - 1)
         keep = pruner.budgets[guard.level]
         unsure = routed = None
-        scores: tuple[Float | None, ...]
+        scores: tuple[Tensor | None, ...]
         if pruner.routes:
-            logits = np.stack([o.logits for o in objects])
-            unsure = uncertainty(logits, self.spec.grid)
+            device = self.stages.device
+            logits = device.stack([o.logits for o in objects])
+            unsure = device.uncertainty(logits, self.spec.grid)
             routed = self.stages.route(
                 features,
                 logits=logits,
-                scores=np.array([o.score for o in objects], np.float32),
-                ious=np.array([o.iou for o in objects], np.float32),
+                scores=device.concatenate([o.score for o in objects]),
+                ious=device.concatenate([o.iou for o in objects]),
                 uncertainty=unsure,
                 texts=[o.text for o in objects],
             )
-            scores = tuple(routed.scores)
+            scores = tuple(device.copy(routed.scores[row]) for row in range(len(objects)))
         else:
             scores = tuple(pruner.score(RowContext(self.spec, o.object_id, frame, o.logits, pruner.prune.seed)) for o in objects)
-        known = [s for s in scores if s is not None]
+        known = tuple(s for s in scores if s is not None)
         if not known:
             return Judgement(scores, keep, None, guard)
-        stacked = np.stack(known)
-        report = TokenReport(
+        cues = Cues(
             frame=frame,
             ids=tuple(o.object_id for o in objects),
             keep=keep,
             alarms=tuple(alarms.get(o.object_id) for o in objects),
-            scores=stacked,
+            scores=known,
             uncertainty=unsure,
             relevance=None if routed is None else routed.relevance,
             context=None if routed is None else routed.context,
         )
-        return Judgement(scores, keep, report, guard)
+        return Judgement(scores, keep, cues, guard)

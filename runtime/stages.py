@@ -1,4 +1,4 @@
-"""The model's stages as functions of arrays: no state but a timer, so that trackers of any kind compose them.
+"""The model's stages as functions of arrays, wherever the backend keeps them: no state but a timer, so that all trackers compose them.
 
 Objects are batched; a batch larger than the memory budget allows is run in chunks, which gives bit-identical results on ONNX Runtime CPU.
 """
@@ -15,8 +15,10 @@ from fastsam2.config import ModelSpec
 from fastsam2.contracts import LABEL_PADDING, MASK_LOGIT_CLAMP
 from fastsam2.enums import GraphRole
 from fastsam2.errors import PromptError, expected
-from fastsam2.runtime.backends.protocol import Array, Backend, Float
-from fastsam2.runtime.memory_bank import BatchBuffers, Memory
+from fastsam2.runtime.backends.protocol import Backend, Float
+from fastsam2.runtime.device import Tensor
+from fastsam2.runtime.host_device import device_of
+from fastsam2.runtime.memory_bank import Memory
 from fastsam2.runtime.query_pruning import Queries
 from fastsam2.runtime.selection import Selection
 from fastsam2.runtime.timing import StageTimer
@@ -28,28 +30,28 @@ DEFAULT_MEMORY_BUDGET_MB = 4096
 class Features:
     """Outputs of image_encoder for one frame: tokens [1, N, C], high_res_0 [1, C/8, L, L], high_res_1 [1, C/4, L/2, L/2]."""
 
-    tokens: Float
-    high_res_0: Float
-    high_res_1: Float
+    tokens: Tensor
+    high_res_0: Tensor
+    high_res_1: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
     """Masks of B objects: logits [B, L, L], iou [B], pointer [B, C], score [B]."""
 
-    logits: Float
-    iou: Float
-    pointer: Float
-    score: Float
+    logits: Tensor
+    iou: Tensor
+    pointer: Tensor
+    score: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Routed:
     """What the router says of the rows of B objects: scores [B, N] that sum to 1, relevance [B, N], context [N]."""
 
-    scores: Float
-    relevance: Float
-    context: Float
+    scores: Tensor
+    relevance: Tensor
+    context: Tensor
 
 
 def activation_bytes(role: GraphRole, spec: ModelSpec, rows: int = 0, queries: int = 0) -> int:
@@ -83,7 +85,7 @@ class Stages:
     """Runs stages on a backend.
 
     Args:
-        backend: where graphs run.
+        backend: where graphs run; its device holds every array but prompts.
         spec: model sizes.
         timer: collects milliseconds by graph name.
         memory_budget_mb: bound on the estimated activations of one batch in one graph, MiB; at least one object always runs. Each graph
@@ -98,20 +100,22 @@ class Stages:
             raise PromptError(expected("memory_budget_mb >= 1", memory_budget_mb, f"The default is {DEFAULT_MEMORY_BUDGET_MB}"))
         self.backend, self.spec, self.timer = backend, spec, timer
         self.budget = memory_budget_mb * 2**20
-        self._buffers = BatchBuffers(spec)
+        self.device = device_of(backend)
+        self._read = self.device.memory_reader(spec)
 
     def chunks(self, role: GraphRole, count: int, rows: int = 0, queries: int = 0) -> list[slice]:
-        """Split `count` objects into batches within the budget."""
+        """Split `count` objects into batches within the budget, and within what the graph takes at once."""
         size = max(1, self.budget // activation_bytes(role, self.spec, rows, queries))
+        size = min(size, self.device.max_objects(role) or size)
         return [slice(i, min(i + size, count)) for i in range(0, count, size)]
 
-    def encode_image(self, pixels: npt.NDArray[np.uint8]) -> Features:
+    def encode_image(self, pixels: Tensor) -> Features:
         """Features of a frame, from uint8 [1, 3, S, S]."""
         return Features(**self._run(GraphRole.IMAGE_ENCODER, {"pixels": pixels}))
 
     def condition(
         self, features: Features, memories: Sequence[Memory], selections: Sequence[Selection], queries: Sequence[Queries] | None = None
-    ) -> Float:
+    ) -> Tensor:
         """Tokens conditioned on the memory of each object, float32 [B, N, C]. All objects must have equal counts.
 
         Args:
@@ -124,23 +128,24 @@ class Stages:
         role = GraphRole.MEMORY_ATTENTION if queries is None else GraphRole.QUERY_ATTENTION
         parts = []
         for part in self.chunks(role, len(memories), rows, 0 if queries is None else len(queries[0].position)):
-            inputs = {"tokens": features.tokens, **self._buffers.assemble(memories[part], selections[part])}
+            readings = [m.reading(s) for m, s in zip(memories[part], selections[part], strict=True)]
+            inputs = {"tokens": features.tokens, **self._read(readings)}
             if queries is not None:
                 inputs["query_position"] = np.stack([q.position for q in queries[part]])
                 inputs["source"] = np.stack([q.source for q in queries[part]])
             parts.append(self._run(role, inputs)["conditioned"])
-        return _join(parts)
+        return self.device.concatenate(parts)
 
     def decode(
         self,
         features: Features,
-        conditioned: Float,
+        conditioned: Tensor,
         *,
         multimask: bool,
         first_frame: bool = False,
         points: Float | None = None,
         labels: npt.NDArray[np.int32] | None = None,
-        previous_logits: Float | None = None,
+        previous_logits: Tensor | None = None,
     ) -> Decoded:
         """Masks of B objects.
 
@@ -153,27 +158,26 @@ class Stages:
             labels: int32 [B, Q].
             previous_logits: float32 [B, L, L], already clamped, or None.
         """
-        count, side = len(conditioned), self.spec.low_res
-        if points is None or labels is None:
-            points, labels = np.zeros((count, 1, 2), np.float32), np.full((count, 1), LABEL_PADDING, np.int32)
+        side, full = self.spec.low_res, self.device.full
         parts = []
-        for part in self.chunks(GraphRole.MASK_DECODER, count):
+        for part in self.chunks(GraphRole.MASK_DECODER, len(conditioned)):
             n = part.stop - part.start
-            empty = np.zeros((n, 1, side, side), np.float32)
-            inputs: dict[str, Array] = {
+            inputs: dict[str, Tensor] = {
                 "conditioned": conditioned[part],
                 "high_res_0": features.high_res_0,
                 "high_res_1": features.high_res_1,
-                "points": points[part],
-                "labels": labels[part],
-                "mask_prompt": empty if previous_logits is None else previous_logits[part][:, None],
-                "has_mask": np.full(n, previous_logits is not None),
-                "multimask": np.full(n, multimask),
-                "first_frame": np.full(n, first_frame),
+                "points": full((n, 1, 2), 0, np.float32) if points is None else points[part],
+                "labels": full((n, 1), LABEL_PADDING, np.int32) if labels is None else labels[part],
+                "mask_prompt": (full((n, side, side), 0, np.float32) if previous_logits is None else previous_logits[part]).reshape(
+                    (n, 1, side, side)
+                ),
+                "has_mask": full((n,), previous_logits is not None, np.bool_),
+                "multimask": full((n,), multimask, np.bool_),
+                "first_frame": full((n,), first_frame, np.bool_),
             }
             out = self._run(GraphRole.MASK_DECODER, inputs)
-            parts.append((out["low_res_logits"][:, 0], out["iou"], out["pointer"], out["object_score"]))
-        return Decoded(*(_join(list(column)) for column in zip(*parts, strict=True)))
+            parts.append((out["low_res_logits"].reshape((n, side, side)), out["iou"], out["pointer"], out["object_score"]))
+        return Decoded(*(self.device.concatenate(column) for column in zip(*parts, strict=True)))
 
     def track(
         self,
@@ -181,7 +185,7 @@ class Stages:
         memories: Sequence[Memory],
         selections: Sequence[Selection],
         queries: Sequence[Queries | None] | None = None,
-    ) -> Iterator[tuple[list[int], Float, Decoded]]:
+    ) -> Iterator[tuple[list[int], Tensor, Decoded]]:
         """Masks of B objects on a frame without prompts, in batches of objects with equally long histories.
 
         Args:
@@ -208,8 +212,8 @@ class Stages:
         points: Float,
         labels: npt.NDArray[np.int32],
         *,
-        conditioned: Float | None,
-        previous_logits: Float | None,
+        conditioned: Tensor | None,
+        previous_logits: Tensor | None,
     ) -> Decoded:
         """Mask of one object that is prompted with points.
 
@@ -228,8 +232,12 @@ class Stages:
             first_frame=first,
             points=points,
             labels=labels,
-            previous_logits=None if previous_logits is None else np.clip(previous_logits, -MASK_LOGIT_CLAMP, MASK_LOGIT_CLAMP)[None],
+            previous_logits=None if previous_logits is None else self._as_prompt(previous_logits),
         )
+
+    def _as_prompt(self, logits: Tensor) -> Tensor:
+        clamped: Tensor = self.device.clamp(logits, MASK_LOGIT_CLAMP).reshape((1, *logits.shape))
+        return clamped
 
     def _multimask(self, points: int, *, first_frame: bool) -> bool:
         """Official `SAM2Base._use_multimask`."""
@@ -238,36 +246,38 @@ class Stages:
 
     def adopt_mask(self, features: Features, mask: Float) -> Decoded:
         """A given mask, float32 [B, S, S] of 0 and 1, becomes the output; its predicted IoU is 1."""
-        inputs = {
+        count, side = len(mask), self.spec.low_res
+        inputs: dict[str, Tensor] = {
             "tokens": features.tokens,
             "high_res_0": features.high_res_0,
             "high_res_1": features.high_res_1,
             "mask": np.ascontiguousarray(mask[:, None]),
         }
         out = self._run(GraphRole.MASK_PROMPT, inputs)
-        return Decoded(out["low_res_logits"][:, 0], np.ones(len(mask), np.float32), out["pointer"], out["object_score"])
+        iou = self.device.full((count,), 1, np.float32)
+        return Decoded(out["low_res_logits"].reshape((count, side, side)), iou, out["pointer"], out["object_score"])
 
-    def encode_memory(self, features: Features, logits: Float, scores: Float, prompted: npt.NDArray[np.bool_]) -> Float:
+    def encode_memory(self, features: Features, logits: Tensor, scores: Tensor, prompted: npt.NDArray[np.bool_]) -> Tensor:
         """Memory rows float32 [B, N, D] of logits [B, L, L], scores [B] and prompted [B]."""
-        parts = []
+        parts, side = [], self.spec.low_res
         for part in self.chunks(GraphRole.MEMORY_ENCODER, len(logits)):
-            inputs: dict[str, Array] = {
+            inputs: dict[str, Tensor] = {
                 "tokens": features.tokens,
-                "low_res_logits": logits[part][:, None],
+                "low_res_logits": logits[part].reshape((-1, 1, side, side)),
                 "object_score": scores[part],
                 "prompted": prompted[part],
             }
             parts.append(self._run(GraphRole.MEMORY_ENCODER, inputs)["rows"])
-        return _join(parts)
+        return self.device.concatenate(parts)
 
     def route(
         self,
         features: Features,
         *,
-        logits: Float,
-        scores: Float,
-        ious: Float,
-        uncertainty: Float,
+        logits: Tensor,
+        scores: Tensor,
+        ious: Tensor,
+        uncertainty: Tensor,
         texts: Sequence[Float | None],
     ) -> Routed:
         """What the memory rows of B objects are worth.
@@ -285,26 +295,22 @@ class Stages:
             if embedding is not None:
                 text[row] = embedding
         given = np.array([embedding is not None for embedding in texts])
-        parts = []
+        parts, side = [], self.spec.low_res
         for part in self.chunks(GraphRole.ROUTER, len(logits)):
-            inputs: dict[str, Array] = {
+            inputs: dict[str, Tensor] = {
                 "tokens": features.tokens,
                 "text": text[part],
                 "has_text": given[part],
-                "low_res_logits": logits[part][:, None],
+                "low_res_logits": logits[part].reshape((-1, 1, side, side)),
                 "uncertainty": uncertainty[part],
                 "object_score": scores[part],
                 "iou": ious[part],
             }
             out = self._run(GraphRole.ROUTER, inputs)
             parts.append((out["scores"], out["relevance"]))
-        merged, relevance = (_join(list(column)) for column in zip(*parts, strict=True))
+        merged, relevance = (self.device.concatenate(column) for column in zip(*parts, strict=True))
         return Routed(merged, relevance, out["context"][0])
 
-    def _run(self, role: GraphRole, inputs: dict[str, Array]) -> dict[str, Array]:
+    def _run(self, role: GraphRole, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         with self.timer.stage(role.value):
             return self.backend.run(role, inputs)
-
-
-def _join(parts: list[Float]) -> Float:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -7,7 +7,7 @@ arrives, so a correction costs one decoder run and never leaves two versions of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -17,15 +17,17 @@ import numpy.typing as npt
 from fastsam2.config import ModelSpec, Prune
 from fastsam2.errors import PromptError, expected
 from fastsam2.runtime.backends.protocol import Backend, Float
-from fastsam2.runtime.guard import GuardState
+from fastsam2.runtime.device import Tensor
+from fastsam2.runtime.guard import GuardState, Observation
+from fastsam2.runtime.host_device import device_of
 from fastsam2.runtime.memory_bank import ObjectMemory
-from fastsam2.runtime.postprocess import fill_holes, masks_from_logits
-from fastsam2.runtime.preprocess import check_frame, frame_to_pixels, mask_to_input
+from fastsam2.runtime.postprocess import fill_holes
+from fastsam2.runtime.preprocess import check_frame, mask_to_input
 from fastsam2.runtime.prompts import Prompt, check_object_id, make_prompt, to_model_points
 from fastsam2.runtime.pruning import Pruner
 from fastsam2.runtime.query_pruning import QueryPruner
 from fastsam2.runtime.result import MemoryReport, Result, TokenReport
-from fastsam2.runtime.row_judge import Judged, Judgement, RowJudge
+from fastsam2.runtime.row_judge import Cues, Judged, Judgement, RowJudge
 from fastsam2.runtime.stages import DEFAULT_MEMORY_BUDGET_MB, Decoded, Features, Stages
 from fastsam2.runtime.timing import StageTimer
 
@@ -39,7 +41,7 @@ class _Outcome:
     Attributes:
         logits: float32 [L, L], holes filled: the answer, and the mask prompt of a correction.
         memory_logits: float32 [L, L] to encode into memory; unfilled on frames that were only tracked.
-        score, iou: floats.
+        score, iou: float32 [1].
         pointer: float32 [C].
         prompted: a prompt was given on this frame.
         as_prompt: its memory counts as a prompt frame.
@@ -47,14 +49,14 @@ class _Outcome:
         points: float32 [1, n, 2] and labels int32 [1, n] given on this frame so far, in model pixels.
     """
 
-    logits: Float
-    memory_logits: Float
-    score: float
-    iou: float
-    pointer: Float
+    logits: Tensor
+    memory_logits: Tensor
+    score: Tensor
+    iou: Tensor
+    pointer: Tensor
     prompted: bool
     as_prompt: bool
-    conditioned: Float | None
+    conditioned: Tensor | None
     points: Float | None = None
     labels: npt.NDArray[np.int32] | None = None
 
@@ -63,6 +65,7 @@ class _Outcome:
 class _Object:
     memory: ObjectMemory
     newest: _Outcome
+    seen: Observation  # the newest outcome, on the host
     text: Float | None  # float32 [E], embedding of its description
 
 
@@ -78,7 +81,7 @@ class Tracker:
     """Tracks objects through a stream of frames of one size. Not for use from several threads at once.
 
     Args:
-        backend: where graphs run; may be shared with other trackers.
+        backend: where graphs run; may be shared with other trackers. Frames, features and memory stay on its device.
         spec: model sizes.
         prune: which memory rows and queries to keep; the default keeps all.
         corrections_as_prompts: a corrected frame's memory counts as a prompt frame (official `add_all_frames_to_correct_as_cond`).
@@ -108,7 +111,8 @@ class Tracker:
         if fill_hole_area < 0:
             raise PromptError(expected("fill_hole_area >= 0", fill_hole_area, "0 fills nothing; the official predictor uses 8 on CUDA"))
         self.spec = spec
-        self.pruner = Pruner(prune or Prune(), spec)
+        self._device = device_of(backend)
+        self.pruner = Pruner(prune or Prune(), spec, self._device)
         self._query_pruner = QueryPruner(self.pruner.prune, spec)
         self.corrections_as_prompts = corrections_as_prompts
         self.max_prompt_frames = max_prompt_frames
@@ -120,7 +124,7 @@ class Tracker:
         self._objects: dict[int, _Object] = {}
         self._frame: int | None = None
         self._size: tuple[int, int] | None = None
-        self._pixels: npt.NDArray[np.uint8] | None = None
+        self._pixels: Tensor | None = None
         self._features: Features | None = None
         self._guard = GuardState()
         self._tokens: TokenReport | None = None
@@ -157,19 +161,20 @@ class Tracker:
         if self._size not in (None, size):
             raise PromptError(expected(f"a frame of {self._size} (height, width)", size, "Call reset() before another video"))
         with self._timer.stage("preprocess"):
-            pixels = frame_to_pixels(frame, self.spec.image_size)
+            pixels = self._device.pixels(frame, self.spec.image_size)
         index = 0 if self._frame is None else self._frame + 1
         features, outcomes, judgement = None, {}, None
         if self._objects:
             judgement = self._write_memories()
             features = self._stages.encode_image(pixels)
             outcomes = self._track(index, features)
+        result, seen = self._result(index, size, outcomes, None if judgement is None else judgement.cues)
         for object_id, outcome in outcomes.items():
-            self._objects[object_id].newest = outcome
+            self._objects[object_id].newest, self._objects[object_id].seen = outcome, seen[object_id]
         self._frame, self._size, self._pixels, self._features = index, size, pixels, features
-        self._tokens = None if judgement is None else judgement.report
+        self._tokens = result.tokens
         self._guard = GuardState() if judgement is None else judgement.guard
-        return self._result()
+        return result
 
     def add(
         self,
@@ -205,9 +210,10 @@ class Tracker:
             )
         embedding = None if text is None else self._embedding(text)
         outcome = self._answer(prompt, previous=None, append=False)
+        result, seen = self._result_with(object_id, outcome)
         memory = ObjectMemory(self.spec, self.pruner, max_prompt_frames=self.max_prompt_frames)
-        self._objects[object_id] = _Object(memory, outcome, embedding)
-        return self._result()
+        self._objects[object_id] = _Object(memory, outcome, seen, embedding)
+        return result
 
     def correct(
         self,
@@ -241,8 +247,10 @@ class Tracker:
             raise PromptError(
                 expected("points with append", "a box or a mask", "A box must come before any point: give it with append=False")
             )
-        known.newest = self._answer(prompt, previous=self._with_all_queries(known), append=append)
-        return self._result()
+        outcome = self._answer(prompt, previous=self._with_all_queries(known), append=append)
+        result, known.seen = self._result_with(object_id, outcome)
+        known.newest = outcome
+        return result
 
     def describe(self, object_id: int, text: str | None) -> None:
         """Say what an object is; the router prefers memory rows that fit the description, from the newest frame on.
@@ -331,15 +339,15 @@ class Tracker:
         features, objects = self._newest_features(), list(self._objects.items())
         rows = self._stages.encode_memory(
             features,
-            np.stack([o.newest.memory_logits for _, o in objects]),
-            np.array([o.newest.score for _, o in objects], np.float32),
+            self._device.stack([o.newest.memory_logits for _, o in objects]),
+            self._device.concatenate([o.newest.score for _, o in objects]),
             np.array([o.newest.prompted for _, o in objects]),
         )
-        judged = [Judged(i, o.newest.memory_logits, o.newest.score, o.newest.iou, o.newest.prompted, o.text) for i, o in objects]
+        judged = [Judged(i, o.newest.memory_logits, o.newest.score, o.newest.iou, o.seen, o.text) for i, o in objects]
         judgement = self._judge.judge(self._frame, features, judged, self._guard)
-        for (_, known), own_rows, scores in zip(objects, rows, judgement.scores, strict=True):
+        for row, ((_, known), scores) in enumerate(zip(objects, judgement.scores, strict=True)):
             newest, keep = known.newest, judgement.keep
-            known.memory.write(self._frame, own_rows, newest.pointer, prompt=newest.as_prompt, scores=scores, keep=keep)
+            known.memory.write(self._frame, rows[row], newest.pointer, prompt=newest.as_prompt, scores=scores, keep=keep)
         return judgement
 
     def _track(self, index: int, features: Features) -> dict[int, _Outcome]:
@@ -349,7 +357,8 @@ class Tracker:
         queries = None
         if self._query_pruner.active:
             with self._timer.stage("query_pruning"):
-                queries = self._query_pruner.choose(features.tokens, [o.newest.memory_logits for o in self._objects.values()])
+                tokens, *logits = self._device.fetch(features.tokens, *(o.newest.memory_logits for o in self._objects.values()))
+                queries = self._query_pruner.choose(tokens, logits)
         for members, conditioned, decoded in self._stages.track(features, memories, [m.select(index) for m in memories], queries):
             for row, member in enumerate(members):
                 own = conditioned[row : row + 1]
@@ -363,18 +372,19 @@ class Tracker:
         *,
         prompted: bool,
         as_prompt: bool,
-        conditioned: Float | None,
+        conditioned: Tensor | None,
         points: Float | None = None,
         labels: npt.NDArray[np.int32] | None = None,
     ) -> _Outcome:
-        raw = decoded.logits[row]
-        filled = fill_holes(raw[None], self.fill_hole_area)[0] if self.fill_hole_area else raw
+        raw = filled = decoded.logits[row]
+        if self.fill_hole_area:
+            filled = self._device.put(fill_holes(self._device.fetch(raw)[0][None], self.fill_hole_area)[0])
         return _Outcome(
             logits=filled,
             memory_logits=filled if prompted else raw,
-            score=float(decoded.score[row]),
-            iou=float(decoded.iou[row]),
-            pointer=decoded.pointer[row].copy(),
+            score=decoded.score[row : row + 1],
+            iou=decoded.iou[row : row + 1],
+            pointer=self._device.copy(decoded.pointer[row]),
             prompted=prompted,
             as_prompt=as_prompt,
             conditioned=conditioned,
@@ -382,27 +392,47 @@ class Tracker:
             labels=labels,
         )
 
-    def _result(self) -> Result:
+    def _result_with(self, object_id: int, outcome: _Outcome) -> tuple[Result, Observation]:
+        """The newest frame's result with one outcome that is not kept yet, and that outcome on the host."""
         assert self._frame is not None
         assert self._size is not None
-        objects, side = list(self._objects.values()), self.spec.low_res
-        logits = np.stack([o.newest.logits for o in objects]) if objects else np.zeros((0, side, side), np.float32)
-        with self._timer.stage("postprocess"):
-            masks = masks_from_logits(logits, self._size)
-        scores = np.array([o.newest.score for o in objects], np.float32)
-        held = tuple(o.memory.rows_held for o in objects)
-        return Result(
-            frame=self._frame,
-            ids=tuple(self._objects),
+        outcomes = {i: o.newest for i, o in self._objects.items()} | {object_id: outcome}
+        result, seen = self._result(self._frame, self._size, outcomes, None)
+        return replace(result, tokens=self._tokens), seen[object_id]
+
+    def _result(
+        self, frame: int, size: tuple[int, int], outcomes: Mapping[int, _Outcome], cues: Cues | None
+    ) -> tuple[Result, dict[int, Observation]]:
+        """Outcomes of a frame on the host, as its result and one by one. The only place that waits for the device."""
+        newest, device = list(outcomes.values()), self._device
+        if newest:
+            with self._timer.stage("postprocess"):
+                logits = device.stack([o.logits for o in newest])
+                numbers = (device.concatenate([o.score for o in newest]), device.concatenate([o.iou for o in newest]))
+                masks, logits, scores, ious = device.fetch(device.masks(logits, size), logits, *numbers)
+        else:
+            side = self.spec.low_res
+            masks, logits = np.zeros((0, *size), np.bool_), np.zeros((0, side, side), np.float32)
+            scores = ious = np.zeros(0, np.float32)
+        known = [self._objects.get(i) for i in outcomes]
+        held = tuple(o.memory.rows_held if o is not None else 0 for o in known)
+        result = Result(
+            frame=frame,
+            ids=tuple(outcomes),
             masks=masks,
             visible=scores > 0,
             scores=scores,
-            ious=np.array([o.newest.iou for o in objects], np.float32),
+            ious=ious,
             low_res_logits=logits,
             memory=MemoryReport(
                 rows=held,
                 share=tuple(rows / (self.spec.num_maskmem * self.spec.tokens) for rows in held),
-                bytes=tuple(o.memory.nbytes for o in objects),
+                bytes=tuple(o.memory.nbytes if o is not None else 0 for o in known),
             ),
-            tokens=self._tokens,
+            tokens=None if cues is None else cues.report(device),
         )
+        seen = {
+            i: Observation(float(scores[row]), float(ious[row]), float(np.mean(logits[row] > 0)), outcome.prompted)
+            for row, (i, outcome) in enumerate(outcomes.items())
+        }
+        return result, seen

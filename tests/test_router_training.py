@@ -345,7 +345,7 @@ def test_work_of_another_run_is_refused_and_the_same_run_goes_on(tmp_path: Path,
     def run(*, steps: int, **change: Any) -> router_training.RouterReport:
         clip = procedural_clip((7, 0), 6)
         return train_router(
-            "nano", [clip], held_out=[clip], steps=steps, work=tmp_path / "work", data="x", out=tmp_path / "out", threads=1,
+            NANO, [clip], held_out=[clip], steps=steps, work=tmp_path / "work", data="x", out=tmp_path / "out", threads=1,
             progress=said.append, **change,
         )  # fmt: skip
 
@@ -369,11 +369,11 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="--out for a built-in bundle"):
         fit_text("nano", [clip], held_out=[clip], encode=encode)
     with pytest.raises(BundleError, match="a bundle with a text encoder"):
-        fit_text("nano", [clip], held_out=[clip], encode=encode, out=tmp_path / "out")
+        fit_text(NANO, [clip], held_out=[clip], encode=encode, out=tmp_path / "out")
     with pytest.raises(PromptError, match="steps >= 1, got 0"):
         train_router_command("nano", steps=0, out=tmp_path / "out", work=tmp_path / "work")
     with pytest.raises(VideoError, match="clips to train on in which an object can be tracked"):
-        train_router("nano", [clip], held_out=[clip], steps=1, work=tmp_path / "work", data="x", out=tmp_path / "out", threads=1)
+        train_router(NANO, [clip], held_out=[clip], steps=1, work=tmp_path / "work", data="x", out=tmp_path / "out", threads=1)
     with pytest.raises(VideoError, match="the folder of a data set"):
         train_router_command("nano", data=str(tmp_path / "nowhere"), out=tmp_path / "out", work=tmp_path / "work")
     assert not (tmp_path / "out").exists()

@@ -32,9 +32,7 @@ from fastsam2.export.wrappers.router import RouterGraph
 from fastsam2.kernels.reference import top_k
 from fastsam2.runtime.backends.protocol import Float
 from fastsam2.runtime.loaded import LoadedBundle, load
-from fastsam2.runtime.policies.base import RowContext
-from fastsam2.runtime.policies.mask import MaskPolicy
-from fastsam2.runtime.policies.random import RandomPolicy
+from fastsam2.runtime.policies.mask import mask_scores
 from fastsam2.runtime.policies.uniform import uniform_scores
 from fastsam2.runtime.uncertainty import uncertainty
 from fastsam2.training.attention_mass import AttentionTap
@@ -317,10 +315,13 @@ def captured_mass(
         scores["router + text"] = (texted, _scores(module, samples, texted, samples.text[texted]))
         scores["router + other text"] = (texted, _scores(module, samples, texted, np.roll(samples.text[texted], 1, axis=0)))
     logits = samples.logits.astype(np.float32)
-    contexts = [RowContext(spec, 1, i, own, 0) for i, own in enumerate(logits)]
-    scores["mask"] = (everything, np.stack([MaskPolicy().scores(c) for c in contexts]))
+    scores["mask"] = (everything, np.stack([mask_scores(own, spec.grid) for own in logits]))
     scores["uniform"] = (everything, np.broadcast_to(uniform_scores(spec.grid), samples.target.shape))
-    scores["random"] = (everything, np.stack([RandomPolicy().scores(c) for c in contexts]))
+    by_chance = [np.random.default_rng(i).permutation(spec.tokens).astype(np.float32) for i in everything]
+    scores["random"] = (
+        everything,
+        np.stack(by_chance),
+    )
     scores["oracle"] = (everything, samples.target)
     mean: dict[str, dict[float, float]] = {}
     worst: dict[str, dict[float, float]] = {}

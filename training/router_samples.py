@@ -20,6 +20,7 @@ import numpy.typing as npt
 from fastsam2.benchmarks.datasets import Clip, Mask
 from fastsam2.config import ModelSpec
 from fastsam2.runtime.backends.protocol import Float
+from fastsam2.runtime.host_device import HOST
 from fastsam2.runtime.memory_bank import ClipMemory
 from fastsam2.runtime.policies.mask import cell_coverage
 from fastsam2.runtime.preprocess import frame_to_pixels, mask_to_input
@@ -159,7 +160,7 @@ class Recorder:
             masks = clip.masks(t) if starting else {}
             for object_id in starting:
                 answers[object_id] = self._prompt(features, masks[object_id])
-                memories[object_id] = ClipMemory(self.spec)
+                memories[object_id] = ClipMemory(self.spec, HOST)
             self.logits.append({i: answer.logits[0] for i, answer in answers.items()})
             if not answers:
                 continue
@@ -179,7 +180,7 @@ class Recorder:
         selections = [m.selection(t, max_prompt_frames=DEFAULT_MAX_PROMPT_FRAMES) for m in held]
         answers: dict[int, Decoded] = {}
         for members, _, decoded in self.stages.track(features, held, selections) if ids else ():
-            weight = query_weight(decoded.logits, self.spec.grid)
+            weight = query_weight(np.asarray(decoded.logits), self.spec.grid)
             start = 0
             for call in self.tap.take():
                 stop = start + len(call.conditioned)
@@ -211,9 +212,9 @@ class Recorder:
             np.concatenate([a.score for a in answers.values()]),
             np.array([i in starting for i in answers]),
         )
-        for (object_id, answer), own in zip(answers.items(), rows, strict=True):
+        for row, (object_id, answer) in enumerate(answers.items()):
             memory = memories[object_id]
-            memory.write(t, own, answer.pointer[0].copy(), prompt=object_id in starting)
+            memory.write(t, rows[row], answer.pointer[0].copy(), prompt=object_id in starting)
             gone = t + 1 - self.spec.max_object_pointers  # nothing of this frame is read any more
             if gone in memory.frames and not memory.frames[gone].prompt:
                 del memory.frames[gone]

@@ -19,15 +19,16 @@ class Backend(Protocol):
 
     name: str
 
-    def run(self, role: GraphRole, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, role: GraphRole, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run one graph once.
 
         Args:
             role: which graph.
-            inputs: every input of `contracts.GRAPHS[role]`, C-contiguous, with its dtype and shape.
+            inputs: every input of `contracts.GRAPHS[role]`, C-contiguous, with its dtype and shape: numpy arrays, or tensors of the
+                backend's device where it has an attribute `device` (`runtime.device.Device`).
 
         Returns:
-            Every output by name; the arrays belong to the caller.
+            Every output by name, on that device or as numpy arrays; they belong to the caller.
 
         Raises:
             BackendError: if the graph cannot be executed here.

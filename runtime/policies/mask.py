@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsam2.config import IMAGE_STRIDE, LOW_RES_STRIDE
+from fastsam2.runtime.device import Device, Tensor
 from fastsam2.runtime.policies.base import RowContext
 from fastsam2.runtime.policies.uniform import uniform_scores
 
@@ -31,12 +32,27 @@ class MaskPolicy:
       not visible covers nothing and gives exactly the uniform choice.
     """
 
-    def scores(self, context: RowContext) -> npt.NDArray[np.float32]:
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    def scores(self, context: RowContext) -> Tensor:
         """Score every row; see `Policy.scores`."""
-        spec = context.spec
-        coverage = cell_coverage(context.logits, spec.grid)
-        level = np.where(coverage >= _OWN, np.float32(_LEVELS), np.floor(_blur(coverage) * np.float32(_LEVELS - 1)))
-        return level.reshape(-1) * np.float32(spec.tokens) + uniform_scores(spec.grid)
+        return self._device.mask_scores(context.logits, context.spec.grid)
+
+
+def mask_scores(logits: npt.NDArray[np.float32], grid: int) -> npt.NDArray[np.float32]:
+    """Scores of `MaskPolicy`.
+
+    Args:
+        logits: float32 [L,L], L = 4g.
+        grid: g.
+
+    Returns:
+        float32 [N].
+    """
+    coverage = cell_coverage(logits, grid)
+    level = np.where(coverage >= _OWN, np.float32(_LEVELS), np.floor(_blur(coverage) * np.float32(_LEVELS - 1)))
+    return level.reshape(-1) * np.float32(grid * grid) + uniform_scores(grid)
 
 
 def cell_coverage(logits: npt.NDArray[np.float32], grid: int) -> npt.NDArray[np.float32]:

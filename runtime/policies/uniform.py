@@ -15,6 +15,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from fastsam2.runtime.device import Device, Tensor
 from fastsam2.runtime.policies.base import RowContext
 
 _CENTRING = 0x55555555  # flips every second coordinate bit, so that a coarse lattice sits in the middle of its cells, not in their corners
@@ -23,9 +24,12 @@ _CENTRING = 0x55555555  # flips every second coordinate bit, so that a coarse la
 class UniformPolicy:
     """Keeps an even spread for every K: the larger selections contain the smaller ones."""
 
-    def scores(self, context: RowContext) -> npt.NDArray[np.float32]:
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    def scores(self, context: RowContext) -> Tensor:
         """Score every row; see `Policy.scores`."""
-        return uniform_scores(context.spec.grid)
+        return self._device.put(uniform_scores(context.spec.grid))
 
 
 @lru_cache(maxsize=8)
