@@ -13,30 +13,18 @@ import json
 import logging
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import fastsam2
 from fastsam2.bundle import MANIFEST_NAME, read_manifest, sha256_of
+from fastsam2.cache import cache_folder
 from fastsam2.contracts import MANIFEST_VERSION
 from fastsam2.enums import ExportTarget
 from fastsam2.errors import BundleError, ExportError, expected
 
-CACHE_VARIABLE = "FASTSAM2_CACHE"
 _KEY_DIGITS = 20
 
 logger = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """`FASTSAM2_CACHE`, or `fastsam2` in the platform's folder for caches of a user."""
-    if given := os.environ.get(CACHE_VARIABLE):
-        return Path(given).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "fastsam2" / "Cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "fastsam2"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastsam2"
 
 
 def is_bundle(path: str | os.PathLike[str] | None) -> bool:

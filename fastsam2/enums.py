@@ -83,10 +83,13 @@ class ScoredFrames(str, Enum):
 
 
 class BackendName(str, Enum):
-    """Where graphs run."""
+    """Where graphs run; opened in `runtime/backends/open.py`."""
 
+    AUTO = "auto"  # the first of the others, last to first, that is ready here
     ONNXRUNTIME = "onnxruntime"
     ONNXRUNTIME_CUDA = "onnxruntime-cuda"
+    TENSORRT_RTX = "tensorrt-rtx"
+    TENSORRT = "tensorrt"
 
 
 class Precision(str, Enum):

@@ -1,7 +1,7 @@
 """`python -m fastsam2.kernels.build`: nvcc ahead of time, for C++ applications and for the record of what the kernels cost.
 
-    kernels/cuda/*.cu ─ nvcc ─► top_k_gather.fatbin (a cubin per architecture + PTX) and kernel_resources.json
-    kernels/cuda/*.cu, kernels/plugin/*.cpp ─ nvcc, TensorRT's headers ─► libfastsam2_plugins.so (--plugin)
+    kernels/cuda/*.cu ─ nvcc ─► top_k_gather.fatbin, frame_ops.fatbin (a cubin per architecture + PTX) and kernel_resources.json
+    kernels/cuda/top_k_gather.cu, kernels/plugin/*.cpp ─ nvcc, TensorRT's headers ─► libfastsam2_plugins.so (--plugin)
 
 From Python the kernels need no nvcc: `fastsam2.kernels.nvrtc` compiles them for the GPU at hand.
 """
@@ -20,14 +20,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fastsam2.errors import BackendError, FastSam2Error, expected
-from fastsam2.kernels.nvrtc import SOURCE
+from fastsam2.kernels.nvrtc import FRAME_OPS_SOURCE, SOURCE
 from fastsam2.kernels.top_k_gather import MAX_ROWS, SCORE_BYTES, SCRATCH_BYTES
 
 ARCHITECTURES = ("80", "86", "87", "89", "90", "100", "120")  # A100; RTX 30; Orin; RTX 40, L4; H100, H200; B200; RTX 50
+SOURCES = (SOURCE, FRAME_OPS_SOURCE)
 FLAGS = ("-std=c++17", "-O3", "--resource-usage")
 PLUGIN_SOURCE = SOURCE.parents[1] / "plugin" / "top_k_gather_plugin.cpp"
 TENSORRT_INCLUDE_DIR = "TENSORRT_INCLUDE_DIR"  # environment variable: the folder that holds NvInfer.h
 NVCC = "Use nvcc of CUDA 12.8 or newer"
+GATHER = "fastsam2_top_k_gather_"
 USUAL_ROWS = 4096  # scores of a frame at 1024 px
 
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\w+)'")
@@ -45,7 +47,7 @@ class Resources:
         architecture: compute capability without the dot.
         registers: of a thread.
         static_shared_bytes: of a block.
-        dynamic_shared_bytes: of a block, by N scores a row.
+        dynamic_shared_bytes: of a block of the top-k gather, by N scores a row; empty for the others, which take none.
         stack_bytes: of a thread.
         spill_bytes: stores and loads of spilled registers, of a thread.
     """
@@ -71,14 +73,14 @@ def parse_resources(report: str) -> list[Resources]:
         stack, registers, shared = _STACK.search(text), _REGISTERS.search(text), _STATIC_SHARED.search(text)
         if stack is None or registers is None:
             raise BackendError(expected(f"registers and spills of {kernel} for sm_{architecture}", "neither", NVCC))
-        key_bytes = SCORE_BYTES[kernel.rsplit("_", 1)[1]]
+        key_bytes = SCORE_BYTES[kernel.removeprefix(GATHER)] if kernel.startswith(GATHER) else None
         found.append(
             Resources(
                 kernel=kernel,
                 architecture=architecture,
                 registers=int(registers[1]),
                 static_shared_bytes=int(shared[1]) if shared else 0,
-                dynamic_shared_bytes={str(n): SCRATCH_BYTES + n * key_bytes for n in (USUAL_ROWS, MAX_ROWS)},
+                dynamic_shared_bytes={str(n): SCRATCH_BYTES + n * key_bytes for n in (USUAL_ROWS, MAX_ROWS)} if key_bytes else {},
                 stack_bytes=int(stack[1]),
                 spill_bytes=int(stack[2]) + int(stack[3]),
             )
@@ -102,13 +104,16 @@ def check_spills(resources: Sequence[Resources]) -> None:
             )
 
 
-def compile_fatbin(out: Path, architectures: Sequence[str] = ARCHITECTURES, flags: Sequence[str] = ()) -> list[Resources]:
+def compile_fatbin(
+    out: Path, architectures: Sequence[str] = ARCHITECTURES, flags: Sequence[str] = (), *, source: Path = SOURCE
+) -> list[Resources]:
     """Writes a cubin for each architecture, and PTX of the first for all later ones, into one fatbin.
 
     Args:
         out: the file.
         architectures: compute capabilities without the dot, ascending.
         flags: more options for nvcc.
+        source: one of `SOURCES`.
 
     Raises:
         BackendError: if nvcc is not there or fails, or a kernel spills registers; the file is not written then.
@@ -116,7 +121,7 @@ def compile_fatbin(out: Path, architectures: Sequence[str] = ARCHITECTURES, flag
     command = [*_nvcc(), "-fatbin", *FLAGS, *flags, *_targets(architectures)]
     partial = out.with_name(out.name + ".partial")
     try:
-        resources = parse_resources(_run([*command, "-o", str(partial), str(SOURCE)]))
+        resources = parse_resources(_run([*command, "-o", str(partial), str(source)]))
         check_spills(resources)
         partial.replace(out)
     finally:
@@ -193,7 +198,7 @@ def _nvcc() -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 0, or 2 with the error on stderr."""
     parser = argparse.ArgumentParser(prog="python -m fastsam2.kernels.build", description="Compile the CUDA kernels with nvcc.")
-    parser.add_argument("--out", type=Path, default=Path("build/kernels"), help="folder for top_k_gather.fatbin (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("build/kernels"), help="folder for the fatbins (default: %(default)s)")
     parser.add_argument("--arch", nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES, help="compute capabilities without the dot")
     parser.add_argument("--plugin", action="store_true", help=f"also libfastsam2_plugins.so, with the headers in {TENSORRT_INCLUDE_DIR}")
     parser.add_argument("--resources", type=Path, help="also write registers, shared memory and spills to this JSON file")
@@ -201,7 +206,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         architectures = sorted(set(options.arch), key=int)
-        resources = compile_fatbin(options.out / "top_k_gather.fatbin", architectures)
+        resources = [
+            one
+            for source in SOURCES
+            for one in compile_fatbin(options.out / source.with_suffix(".fatbin").name, architectures, source=source)
+        ]
         if options.plugin:
             compile_plugin(options.out / "libfastsam2_plugins.so", architectures)
         if options.resources is not None:

@@ -1,4 +1,4 @@
-"""Two ways into the CUDA driver, for kernels that run in a context someone else made current.
+"""Two ways into the CUDA driver, for kernels that run in a context someone else made current, and what stands for them elsewhere.
 
 `PyCudaDriver` takes pycuda streams: the GPU loop, whose memory, streams and events are pycuda's. `CudaBindingsDriver` takes the handle of
 any stream: a TensorRT plugin is handed TensorRT's own, which pycuda 2026.1 has no way to wrap (its `Stream` only creates new ones).
@@ -7,7 +7,7 @@ any stream: a TensorRT plugin is handed TensorRT's own, which pycuda 2026.1 has 
 from __future__ import annotations
 
 import importlib
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -36,6 +36,15 @@ class Driver(Protocol):
         self, function: Any, grid: tuple[int, int], block: tuple[int, int, int], shared_bytes: int, stream: Any, parameters: bytes
     ) -> None:
         """Enqueues a kernel on `stream` and returns at once; `parameters` is copied."""
+        ...
+
+
+@runtime_checkable
+class Prebuilt(Protocol):
+    """What a driver has besides `Driver` if its kernels were compiled before it was made: nothing is compiled or loaded for it."""
+
+    def find(self, entry: str, parameter_bytes: int) -> Any:
+        """The kernel `entry`, whose one parameter is `parameter_bytes` long."""
         ...
 
 

@@ -8,11 +8,29 @@ It waits for nothing and allocates nothing, so it may be captured into a CUDA gr
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from fastsam2.kernels.drivers import Driver, PyCudaDriver
+from fastsam2.kernels.drivers import Driver, Prebuilt, PyCudaDriver
 from fastsam2.kernels.nvrtc import compile_cubin
-from fastsam2.kernels.top_k_gather import PARAMETERS, SHARED_WITHOUT_ASKING, TopKGather
+from fastsam2.kernels.top_k_gather import PARAMETERS, SCORE_BYTES, SHARED_WITHOUT_ASKING, TopKGather
+
+
+def load_functions(driver: Driver, compile_for: Callable[[tuple[int, int]], bytes], parameter_bytes: Mapping[str, int]) -> dict[str, Any]:
+    """The functions of a module by entry point, loaded into the current context; found, not compiled, where `driver` is `Prebuilt`.
+
+    Args:
+        driver: what launches them.
+        compile_for: compute capability -> cubin.
+        parameter_bytes: entry point -> size of its parameter.
+
+    Raises:
+        BackendError: if NVRTC, the driver or a current context is missing, or the kernels do not build for this GPU.
+    """
+    if isinstance(driver, Prebuilt):
+        return {entry: driver.find(entry, size) for entry, size in parameter_bytes.items()}
+    cubin = compile_for(driver.compute_capability())
+    return {entry: driver.load(cubin, entry, size) for entry, size in parameter_bytes.items()}
 
 
 class TopKGatherKernel:
@@ -27,11 +45,8 @@ class TopKGatherKernel:
 
     def __init__(self, driver: Driver | None = None) -> None:
         self._driver: Driver = PyCudaDriver() if driver is None else driver
-        cubin = compile_cubin(self._driver.compute_capability())
-        self._functions: dict[str, Any] = {}
-        for dtype in ("float32", "float16"):
-            entry = f"fastsam2_top_k_gather_{dtype}"
-            self._functions[entry] = self._driver.load(cubin, entry, struct.calcsize(PARAMETERS))
+        sizes = {f"fastsam2_top_k_gather_{dtype}": struct.calcsize(PARAMETERS) for dtype in SCORE_BYTES}
+        self._functions = load_functions(self._driver, compile_cubin, sizes)
         self._allowed_shared = dict.fromkeys(self._functions, SHARED_WITHOUT_ASKING)
 
     def launch(self, call: TopKGather, stream: Any) -> None:

@@ -15,16 +15,17 @@ from typing import Any
 from fastsam2.errors import BackendError, expected, reason
 
 SOURCE = Path(__file__).parent / "cuda" / "top_k_gather.cu"
-HEADERS = ("top_k_gather.h", "top_k_gather.cuh")
+FRAME_OPS_SOURCE = SOURCE.with_name("frame_ops.cu")
 INSTALL = "Run: pip install fastsam2[cuda] (for a CUDA 12 driver: pip install 'cuda-bindings<13' nvidia-cuda-nvrtc-cu12)"
 
 
 @cache
-def compile_cubin(compute_capability: tuple[int, int]) -> bytes:
-    """The top-k gather for one GPU generation; compiled once a process.
+def compile_cubin(compute_capability: tuple[int, int], source: Path = SOURCE) -> bytes:
+    """The kernels of one source file for one GPU generation; compiled once a process.
 
     Args:
         compute_capability: (major, minor), for instance (8, 9).
+        source: a .cu file, beside which lie its .h and .cuh; the top-k gather unless given.
 
     Raises:
         BackendError: if NVRTC is not installed, or cannot build for this compute capability; the compiler's own words are in the message.
@@ -34,16 +35,16 @@ def compile_cubin(compute_capability: tuple[int, int]) -> bytes:
         _check(nvrtc, nvrtc.nvrtcVersion())
     except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: the bindings are there, the library is not
         raise BackendError(expected("NVRTC, which compiles the CUDA kernels", reason(error), INSTALL)) from error
-    headers = [(SOURCE.parent / name).read_bytes() for name in HEADERS]
-    names = [name.encode() for name in HEADERS]
-    (program,) = _check(nvrtc, nvrtc.nvrtcCreateProgram(SOURCE.read_bytes(), SOURCE.name.encode(), len(headers), headers, names))
+    paths = [source.with_suffix(suffix) for suffix in (".h", ".cuh")]
+    headers, names = [path.read_bytes() for path in paths], [path.name.encode() for path in paths]
+    (program,) = _check(nvrtc, nvrtc.nvrtcCreateProgram(source.read_bytes(), source.name.encode(), len(headers), headers, names))
     try:
         architecture = "sm_{}{}".format(*compute_capability)
         options = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17", b"--device-as-default-execution-space"]
         if nvrtc.nvrtcCompileProgram(program, len(options), options)[0] != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             got = _text(nvrtc, program).strip() or "a failure without a word"
             todo = "Install an NVRTC that knows this GPU (pip install --upgrade nvidia-cuda-nvrtc)"
-            raise BackendError(expected(f"{SOURCE.name} to compile for {architecture}", got, todo))
+            raise BackendError(expected(f"{source.name} to compile for {architecture}", got, todo))
         (size,) = _check(nvrtc, nvrtc.nvrtcGetCUBINSize(program))
         cubin = bytes(size)
         _check(nvrtc, nvrtc.nvrtcGetCUBIN(program, cubin))

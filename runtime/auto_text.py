@@ -15,6 +15,7 @@ import numpy.typing as npt
 from fastsam2.enums import GraphRole
 from fastsam2.errors import BackendError, PromptError, expected
 from fastsam2.runtime.backends.protocol import Backend, Float
+from fastsam2.runtime.host_device import device_of
 from fastsam2.runtime.preprocess import check_frame, frame_to_pixels
 from fastsam2.runtime.text import TextEncoder
 from fastsam2.vocabulary import DEFAULT_TEMPLATES, check_templates, check_vocabulary
@@ -110,7 +111,7 @@ class ClipCropEncoder:
             BackendError: if the graph cannot be executed, or answers with another width than E.
         """
         pixels = frame_to_pixels(square_on_grey(crop), self.crop_size)
-        out = self.backend.run(GraphRole.CROP_ENCODER, {"crop": pixels})["crop_embedding"]
+        (out,) = device_of(self.backend).fetch(self.backend.run(GraphRole.CROP_ENCODER, {"crop": pixels})["crop_embedding"])
         if out.shape != (1, self.text_dim):
             wanted = (1, self.text_dim)
             raise BackendError(expected(f"crop_embedding of shape {wanted}", out.shape, "Give the text_dim and backend of one bundle"))

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from fastsam2.builtin import bundle_path
 from fastsam2.bundle import Manifest, read_manifest
@@ -13,7 +14,7 @@ from fastsam2.config import ModelSpec, Prune
 from fastsam2.enums import BackendName, ExportTarget, GraphRole, PrunePolicy, QueryPolicy
 from fastsam2.errors import BackendError, BundleError, expected
 from fastsam2.runtime.auto_text import ClipCropEncoder, VocabularyDescriber
-from fastsam2.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from fastsam2.runtime.backends.open import open_backend
 from fastsam2.runtime.backends.protocol import Backend
 from fastsam2.runtime.image import ImagePredictor
 from fastsam2.runtime.stages import DEFAULT_MEMORY_BUDGET_MB
@@ -29,15 +30,36 @@ class LoadedBundle:
         folder: the bundle.
         manifest: of the bundle.
         backend: runs its graphs.
+
+    Attributes:
+        passed_over: backend -> why `auto` did not choose it.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, backend: Backend) -> None:
         self.folder, self.manifest, self.backend = folder, manifest, backend
+        self.passed_over: dict[str, str] = {}
+
+    @property
+    def target(self) -> ExportTarget:
+        """Which form of the graphs the backend runs."""
+        tensorrt = self.backend.name in (BackendName.TENSORRT.value, BackendName.TENSORRT_RTX.value)
+        return ExportTarget.TENSORRT if tensorrt else ExportTarget.ONNXRUNTIME
+
+    def close(self) -> None:
+        """Release what the backend holds of a GPU, now and not when the process ends; trackers of this bundle cannot run after it."""
+        close = getattr(self.backend, "close", None)
+        if close is not None:
+            close()
 
     @property
     def spec(self) -> ModelSpec:
         """Sizes of the model."""
         return self.manifest.model
+
+    def device_facts(self) -> dict[str, Any] | None:
+        """The GPU and what is held there, for records; None where graphs run on the CPU."""
+        describe = getattr(self.backend, "describe", None)
+        return None if describe is None else dict(describe())
 
     @cached_property
     def texts(self) -> TextEncoder | None:
@@ -70,7 +92,7 @@ class LoadedBundle:
             todo = "Train one with `fastsam2 train-router`, or choose another policy, for example mask"
             raise BundleError(expected("a bundle with a router", f"{self.folder} without", todo))
         if prune is not None and prune.queries is not QueryPolicy.ALL:
-            self.manifest.graph(GraphRole.QUERY_ATTENTION, ExportTarget.ONNXRUNTIME)  # raises, and names the command that adds it
+            self.manifest.graph(GraphRole.QUERY_ATTENTION, self.target)  # raises, and names the command that adds it
         return Tracker(
             self.backend,
             self.spec,
@@ -112,13 +134,17 @@ class LoadedBundle:
         return ImagePredictor(self.tracker())
 
 
-def load(path: str | os.PathLike[str], *, backend: str = BackendName.ONNXRUNTIME.value, threads: int | None = None) -> LoadedBundle:
+def load(
+    path: str | os.PathLike[str], *, backend: str = BackendName.ONNXRUNTIME.value, threads: int | None = None, gpu: int = 0
+) -> LoadedBundle:
     """Open a bundle.
 
     Args:
         path: name of a built-in bundle ("nano"), or a folder made by `fastsam2 export`; which of the two is decided by `bundle_path`.
-        backend: name of a backend; nothing else is used in its place.
+        backend: name of a backend; nothing else is used in its place. "auto" takes the first that is ready of tensorrt, tensorrt-rtx,
+            onnxruntime-cuda and onnxruntime.
         threads: CPU threads inside one operator; None uses every core this process may use.
+        gpu: which GPU, as CUDA_VISIBLE_DEVICES leaves them; the CPU backend reads it not.
 
     Raises:
         BundleError: if the bundle is missing, damaged, altered, or of another version.
@@ -132,4 +158,7 @@ def load(path: str | os.PathLike[str], *, backend: str = BackendName.ONNXRUNTIME
             )
         )
     manifest = read_manifest(folder)
-    return LoadedBundle(folder, manifest, OnnxRuntimeBackend(folder, manifest, provider=BackendName(backend), threads=threads))
+    opened, passed_over = open_backend(folder, manifest, BackendName(backend), threads=threads, gpu=gpu)
+    loaded = LoadedBundle(folder, manifest, opened)
+    loaded.passed_over = passed_over
+    return loaded

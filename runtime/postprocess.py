@@ -23,7 +23,7 @@ _BLOCK_ROWS = 32  # output rows interpolated at a time: few numpy calls, and tem
 Float32Array = npt.NDArray[np.float32]
 
 
-class _Lerp(NamedTuple):
+class Interpolation(NamedTuple):
     """Two-point interpolation of one axis; all arrays have one entry per output."""
 
     low: npt.NDArray[np.int64]
@@ -33,13 +33,13 @@ class _Lerp(NamedTuple):
 
 
 @lru_cache(maxsize=16)
-def _lerp(source: int, target: int) -> _Lerp:
+def interpolation(source: int, target: int) -> Interpolation:
     """Sample points of torch's `area_pixel_compute_source_index`, align_corners False, in float32."""
     scale = np.float32(source) / np.float32(target)
     point = np.maximum(np.float64(scale) * (np.arange(target) + 0.5) - 0.5, 0.0).astype(np.float32)  # torch: one fused multiply-subtract
     low = np.minimum(point.astype(np.int64), source - 1)
     high_weight = np.clip(point - low.astype(np.float32), np.float32(0.0), np.float32(1.0))
-    return _Lerp(low, np.minimum(low + 1, source - 1), np.float32(1.0) - high_weight, high_weight)
+    return Interpolation(low, np.minimum(low + 1, source - 1), np.float32(1.0) - high_weight, high_weight)
 
 
 def resize_logits(logits: Float32Array, size: tuple[int, int]) -> Float32Array:
@@ -56,7 +56,7 @@ def resize_logits(logits: Float32Array, size: tuple[int, int]) -> Float32Array:
     if logits.shape[1:] == (height, width):
         return logits
     resized = np.empty((len(logits), height, width), np.float32)
-    rows, columns = _lerp(logits.shape[1], height), _lerp(logits.shape[2], width)
+    rows, columns = interpolation(logits.shape[1], height), interpolation(logits.shape[2], width)
     for one, target in zip(logits, resized, strict=True):
         across = _stretch_columns(one, columns, slice(0, width))
         for part in _blocks(0, height):
@@ -81,7 +81,7 @@ def masks_from_logits(logits: Float32Array, size: tuple[int, int]) -> npt.NDArra
     if logits.shape[1:] == (height, width):
         return logits > 0
     masks = np.zeros((len(logits), height, width), np.bool_)
-    rows, columns = _lerp(logits.shape[1], height), _lerp(logits.shape[2], width)
+    rows, columns = interpolation(logits.shape[1], height), interpolation(logits.shape[2], width)
     for one, mask in zip(logits, masks, strict=True):
         positive = one > 0
         y_span, x_span = _reach(positive.any(axis=1), rows), _reach(positive.any(axis=0), columns)
@@ -126,7 +126,7 @@ def fill_holes(logits: Float32Array, max_area: int) -> Float32Array:
     return filled
 
 
-def _reach(positive: npt.NDArray[np.bool_], axis: _Lerp) -> slice:
+def _reach(positive: npt.NDArray[np.bool_], axis: Interpolation) -> slice:
     """Outputs of one axis that sample between the first and last positive input; slice(0, 0) when there is none."""
     touched = np.flatnonzero(positive)
     if touched.size == 0:
@@ -135,14 +135,14 @@ def _reach(positive: npt.NDArray[np.bool_], axis: _Lerp) -> slice:
     return slice(int(outputs[0]), int(outputs[-1]) + 1) if outputs.size else slice(0, 0)
 
 
-def _stretch_columns(one: Float32Array, columns: _Lerp, part: slice) -> Float32Array:
+def _stretch_columns(one: Float32Array, columns: Interpolation, part: slice) -> Float32Array:
     """Interpolate along x, float32 [h,w] -> output columns `part`, [h,len(part)]."""
     stretched: Float32Array = one[:, columns.low[part]] * columns.low_weight[part]
     stretched += one[:, columns.high[part]] * columns.high_weight[part]
     return stretched
 
 
-def _mix_rows(across: Float32Array, rows: _Lerp, part: slice) -> Float32Array:
+def _mix_rows(across: Float32Array, rows: Interpolation, part: slice) -> Float32Array:
     """Interpolate along y, float32 [h,X] -> output rows `part`, [len(part),X]."""
     mixed: Float32Array = across[rows.low[part]]
     mixed *= rows.low_weight[part, None]

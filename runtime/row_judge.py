@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from fastsam2.config import ModelSpec
 from fastsam2.enums import Alarm
 from fastsam2.runtime.backends.protocol import Float
-from fastsam2.runtime.device import Device, Tensor
+from fastsam2.runtime.device import Tensor
 from fastsam2.runtime.guard import GuardState, Observation, judge
 from fastsam2.runtime.pruning import Pruner, RowContext
 from fastsam2.runtime.result import TokenReport
@@ -54,9 +55,14 @@ class Cues:
     relevance: Tensor | None
     context: Tensor | None
 
-    def report(self, device: Device) -> TokenReport:
-        """The same on the host. Waits for the device."""
-        *scores, unsure, relevance, context = device.fetch(*self.scores, self.uncertainty, self.relevance, self.context)
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """What `report` needs from the device."""
+        return (*self.scores, self.uncertainty, self.relevance, self.context)
+
+    def report(self, fetched: Sequence[Any]) -> TokenReport:
+        """The same on the host, from `tensors` there."""
+        *scores, unsure, relevance, context = fetched
         return TokenReport(self.frame, self.ids, self.keep, self.alarms, np.stack(scores), unsure, relevance, context)
 
 

@@ -59,6 +59,8 @@ def run_video(
     overlay: bool = True,
     tokens: bool = False,
     backend: BackendName = BackendName.ONNXRUNTIME,
+    gpu: int = 0,
+    on_backend: Callable[[str], object] | None = None,
     threads: int | None = None,
     window: Window | None = None,
     stream: str | None = None,
@@ -93,6 +95,8 @@ def run_video(
         overlay: also write a video with the masks drawn in.
         tokens: also write a video of the memory rows that are kept and why, see `TokenPanels`; needs a policy that scores rows.
         backend: where graphs run.
+        gpu: which GPU, for backends that need one.
+        on_backend: called with what `auto` chose, and why not another.
         threads: CPU threads inside one operator; every core this process may use when None.
         window: shows the overlay and takes boxes; the caller closes it.
         stream: where the overlay is sent as it comes; see `StreamTarget.parse`.
@@ -142,17 +146,24 @@ def run_video(
         files={"separate": separate, "rle": rle, "overlay": overlay, "tokens": tokens},
         frames=frames,
         backend=backend,
+        gpu=gpu,
         threads=threads,
         show=window is not None,
         stream=stream,
     )
-    loaded = load(bundle, backend=backend.value, threads=threads)
+    loaded = load(bundle, backend=backend.value, threads=threads, gpu=gpu)
+    options = replace(options, backend=BackendName(loaded.backend.name))
+    if on_backend is not None and backend is BackendName.AUTO:
+        whys: dict[str, list[str]] = {}
+        for name, why in loaded.passed_over.items():
+            whys.setdefault(why, []).append(name)
+        on_backend("\n  ".join([f"backend: {loaded.backend.name}", *(f"not {', '.join(names)}: {why}" for why, names in whys.items())]))
     _check_texts(plan, options.prune, loaded, auto_text=auto_text)
     if describer is None and (auto_text or any(p.text == AUTO_TEXT for p in plan)):
         describer = loaded.describer()
     options.prune.rows(loaded.spec.tokens)  # raises before anything is opened
     timer = StageTimer()
-    with open_video(source, max_frames=frames) as video:
+    with closing(loaded), open_video(source, max_frames=frames) as video:
         limit = frames if video.frame_count is None else video.frame_count
         actions = _checked_actions(plan, video, limit, separate or out is None)
         tracker = loaded.tracker(prune=options.prune, **options.tracker)
@@ -172,6 +183,7 @@ def run_video(
                     plan=plan,
                     described=words.made.keys(),
                     spec=loaded.spec,
+                    device=loaded.device_facts(),
                     video=video,
                     log=log,
                     stages_ms=stages_ms,

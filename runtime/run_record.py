@@ -36,6 +36,7 @@ class RunOptions:
     files: Mapping[str, bool]  # separate, rle, overlay, tokens
     frames: int | None
     backend: BackendName
+    gpu: int
     threads: int | None
     show: bool
     stream: str | None
@@ -53,6 +54,7 @@ class RunOptions:
             "--out": self.out,
             "--stream": self.stream,
             "--backend": self.backend.value,
+            "--gpu": self.gpu or None,
             "--threads": self.threads,
             "--frames": self.frames,
             **prune_options(prune),
@@ -111,12 +113,16 @@ def run_json(
     plan: Sequence[TimedPrompt],
     described: Collection[tuple[int, int]],
     spec: ModelSpec,
+    device: Mapping[str, Any] | None,
     video: FrameSource,
     log: FrameLog,
     stages_ms: Mapping[str, Mapping[str, float]],
     stream: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """The content of run.json, but for `outputs`, which the writer adds. `described`: ids and frames whose texts were not typed."""
+    """The content of run.json, but for `outputs`, which the writer adds.
+
+    `described`: ids and frames whose texts were not typed; `device`: the GPU and its memory.
+    """
     prune = options.prune
     return {
         "fastsam2": fastsam2.__version__,
@@ -126,6 +132,7 @@ def run_json(
         "bundle": str(options.bundle),
         "model": spec.model_dump(mode="json"),
         "backend": options.backend.value,
+        **({} if device is None else {"gpu": device}),
         "threads": options.threads or usable_cores(),
         "config": {
             "prune": _prune_json(prune),

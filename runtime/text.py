@@ -23,6 +23,7 @@ from fastsam2.contracts import CLIP_CONTEXT
 from fastsam2.enums import GraphRole
 from fastsam2.errors import BackendError, BundleError, PromptError, expected
 from fastsam2.runtime.backends.protocol import Backend, Float
+from fastsam2.runtime.host_device import device_of
 
 _CACHED_TEXTS = 1024
 _TEXTS_PER_RUN = 64  # bounds the memory of a run when a vocabulary of thousands is encoded
@@ -108,7 +109,7 @@ class TextEncoder:
         return ids
 
     def _run(self, ids: npt.NDArray[np.int32]) -> Float:
-        out = self.backend.run(GraphRole.TEXT_ENCODER, {"ids": ids})["text"]
+        (out,) = device_of(self.backend).fetch(self.backend.run(GraphRole.TEXT_ENCODER, {"ids": ids})["text"])
         if out.shape != (len(ids), self.text_dim):
             wanted = (len(ids), self.text_dim)
             raise BackendError(expected(f"text of shape {wanted}", out.shape, "Give the text_dim and backend of one bundle"))

@@ -405,11 +405,14 @@ class Tracker:
     ) -> tuple[Result, dict[int, Observation]]:
         """Outcomes of a frame on the host, as its result and one by one. The only place that waits for the device."""
         newest, device = list(outcomes.values()), self._device
+        report = None
         if newest:
             with self._timer.stage("postprocess"):
                 logits = device.stack([o.logits for o in newest])
                 numbers = (device.concatenate([o.score for o in newest]), device.concatenate([o.iou for o in newest]))
-                masks, logits, scores, ious = device.fetch(device.masks(logits, size), logits, *numbers)
+                judged = () if cues is None else cues.tensors
+                masks, logits, scores, ious, *fetched = device.fetch(device.masks(logits, size), logits, *numbers, *judged)
+            report = None if cues is None else cues.report(fetched)
         else:
             side = self.spec.low_res
             masks, logits = np.zeros((0, *size), np.bool_), np.zeros((0, side, side), np.float32)
@@ -429,7 +432,7 @@ class Tracker:
                 share=tuple(rows / (self.spec.num_maskmem * self.spec.tokens) for rows in held),
                 bytes=tuple(o.memory.nbytes if o is not None else 0 for o in known),
             ),
-            tokens=None if cues is None else cues.report(device),
+            tokens=report,
         )
         seen = {
             i: Observation(float(scores[row]), float(ious[row]), float(np.mean(logits[row] > 0)), outcome.prompted)

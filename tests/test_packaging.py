@@ -28,7 +28,7 @@ HEAVY = ("torch", "sam2", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "av
 NOT_FOR_RUNTIME = ("torch", "sam2", "onnx", "onnxscript", "tensorrt", "tensorrt_rtx")
 DATA = (
     *(f"fastsam2/engines/{name}.toml" for name in ("drift", "fusion", "precision")),
-    *(f"fastsam2/kernels/cuda/top_k_gather.{kind}" for kind in ("cu", "cuh", "h")),
+    *(f"fastsam2/kernels/cuda/{name}.{kind}" for name in ("top_k_gather", "frame_ops") for kind in ("cu", "cuh", "h")),
 )
 
 

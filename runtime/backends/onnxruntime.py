@@ -1,7 +1,4 @@
-"""Graphs on one of ONNX Runtime's execution providers: the CPU, or CUDA.
-
-Arrays go in and come out as numpy; on CUDA each graph copies them there and back.
-"""
+"""Graphs in ONNX Runtime on the CPU, and what its sessions on a GPU share with them (`runtime/gpu/onnxruntime.py`)."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import onnxruntime as ort
 
@@ -19,11 +15,8 @@ from fastsam2.errors import BackendError, expected
 from fastsam2.runtime.backends.protocol import Array
 
 CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
-_PROVIDERS: Mapping[BackendName, tuple[str, dict[str, str]]] = {
-    BackendName.ONNXRUNTIME: (CPU_PROVIDER, {}),
-    # TF32 would round every product to 10 bits: the graphs are float32, and so are the masks they are compared with
-    BackendName.ONNXRUNTIME_CUDA: (CUDA_PROVIDER, {"use_tf32": "0"}),
-}
+# TF32 would round every product to 10 bits: the graphs are float32, and so are the masks they are compared with
+CUDA_OPTIONS: Mapping[str, str] = {"use_tf32": "0"}
 _INSTALL_CUDA = (
     "Run: pip uninstall onnxruntime, then pip install onnxruntime-gpu (the two share a folder), with the CUDA and cuDNN versions it was "
     "built for; `fastsam2 doctor` shows what is there"
@@ -36,22 +29,16 @@ class OnnxRuntimeBackend:
     Args:
         folder: bundle folder.
         manifest: its manifest.
-        provider: which of its backends.
         threads: CPU threads inside one operator; None takes every core this process may use.
 
     Raises:
-        BackendError: if this ONNX Runtime does not have the provider, or threads < 1.
+        BackendError: if threads < 1.
     """
 
-    def __init__(
-        self, folder: Path, manifest: Manifest, *, provider: BackendName = BackendName.ONNXRUNTIME, threads: int | None = None
-    ) -> None:
-        self.name = provider.value
-        self._provider, self._options = _PROVIDERS[provider]
-        if self._provider not in ort.get_available_providers():
-            raise BackendError(expected(f"an ONNX Runtime with {self._provider}", ort.get_available_providers(), _INSTALL_CUDA))
-        if threads is not None and threads < 1:
-            raise BackendError(expected("threads >= 1", threads, "Leave it out to use every core"))
+    name = BackendName.ONNXRUNTIME.value
+
+    def __init__(self, folder: Path, manifest: Manifest, *, threads: int | None = None) -> None:
+        check_provider(CPU_PROVIDER, threads)
         self.folder, self.manifest = folder, manifest
         self.threads = threads or usable_cores()
         self._sessions: dict[GraphRole, ort.InferenceSession] = {}
@@ -64,40 +51,72 @@ class OnnxRuntimeBackend:
         try:
             values = session.run(names, dict(inputs))
         except Exception as error:  # ONNX Runtime raises its own unrelated classes
-            raise BackendError(
-                expected(
-                    f"graph {role.value} to run on {self.name}",
-                    f"{type(error).__name__}: {error}",
-                    "If memory ran out, lower memory_budget_mb or the number of objects",
-                )
-            ) from error
+            raise run_failed(role, self.name, error) from error
         return dict(zip(names, values, strict=True))
 
     def _session(self, role: GraphRole) -> ort.InferenceSession:
         with self._lock:
             if role not in self._sessions:
                 path = self.folder / self.manifest.graph(role, ExportTarget.ONNXRUNTIME).file.path
-                options = ort.SessionOptions()
-                options.intra_op_num_threads = self.threads
-                options.inter_op_num_threads = 1
-                options.log_severity_level = 3
-                try:
-                    session = ort.InferenceSession(str(path), options, providers=self._ranked())
-                except Exception as error:
-                    raise BackendError(
-                        expected(
-                            f"{path.name} to load in ONNX Runtime {ort.__version__}", error, "Export the bundle again with this release"
-                        )
-                    ) from error
-                if session.get_providers()[0] != self._provider:  # ONNX Runtime goes on without a provider that does not start
-                    got = f"only {session.get_providers()} started; its log says why"
-                    raise BackendError(expected(f"{self._provider} to start", got, _INSTALL_CUDA))
-                self._sessions[role] = session
+                self._sessions[role] = open_session(path, CPU_PROVIDER, {}, self.threads)
             return self._sessions[role]
 
-    def _ranked(self) -> list[Any]:
-        """The provider, and the CPU for what every provider leaves to it: sums over shapes."""
-        return [(self._provider, self._options)] if self._provider == CPU_PROVIDER else [(self._provider, self._options), CPU_PROVIDER]
+
+def check_provider(provider: str, threads: int | None) -> None:
+    """Whether sessions can be opened at all.
+
+    Args:
+        provider: ONNX Runtime's name of it.
+        threads: CPU threads inside one operator, or None.
+
+    Raises:
+        BackendError: if this ONNX Runtime does not have the provider, or threads < 1.
+    """
+    if provider not in ort.get_available_providers():
+        raise BackendError(expected(f"an ONNX Runtime with {provider}", ort.get_available_providers(), _INSTALL_CUDA))
+    if threads is not None and threads < 1:
+        raise BackendError(expected("threads >= 1", threads, "Leave it out to use every core"))
+
+
+def open_session(path: Path, provider: str, options: Mapping[str, str], threads: int) -> ort.InferenceSession:
+    """A graph on one provider, with the CPU for what every provider leaves to it: sums over shapes.
+
+    Args:
+        path: of the ONNX file.
+        provider: ONNX Runtime's name of it.
+        options: of the provider.
+        threads: CPU threads inside one operator.
+
+    Raises:
+        BackendError: if the file does not load, or the provider does not start.
+    """
+    session_options = ort.SessionOptions()
+    session_options.intra_op_num_threads = threads
+    session_options.inter_op_num_threads = 1
+    session_options.log_severity_level = 3
+    ranked = [(provider, dict(options)), *([] if provider == CPU_PROVIDER else [CPU_PROVIDER])]
+    try:
+        session = ort.InferenceSession(str(path), session_options, providers=ranked)
+    except Exception as error:  # ONNX Runtime raises its own unrelated classes
+        raise BackendError(
+            expected(f"{path.name} to load in ONNX Runtime {ort.__version__}", error, "Export the bundle again with this release")
+        ) from error
+    if session.get_providers()[0] != provider:  # ONNX Runtime goes on without a provider that does not start
+        got = f"only {session.get_providers()} started; its log says why"
+        raise BackendError(expected(f"{provider} to start", got, _INSTALL_CUDA))
+    return session
+
+
+def run_failed(role: GraphRole, name: str, error: Exception) -> BackendError:
+    """What to say when a run raised.
+
+    Args:
+        role: the graph.
+        name: of the backend.
+        error: what ONNX Runtime raised.
+    """
+    todo = "If memory ran out, lower memory_budget_mb or the number of objects"
+    return BackendError(expected(f"graph {role.value} to run on {name}", f"{type(error).__name__}: {error}", todo))
 
 
 def usable_cores() -> int:

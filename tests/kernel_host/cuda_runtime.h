@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <csetjmp>
 #include <cstdint>
 #include <cstdlib>
@@ -37,6 +38,10 @@ struct dim3 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 struct CUstream_st;
 using cudaStream_t = CUstream_st*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorLaunchFailure = 719 };
@@ -139,13 +144,21 @@ inline void resume(Fiber& fiber) {
 }
 
 inline std::uint32_t lane_value(unsigned lane, unsigned exchange) {
+  if (device.running == nullptr) return 0;
   const unsigned warp = device.running->thread / kLanes;
   return device.fibers[warp * kLanes + lane].value[exchange % 2];
+}
+
+// A thread of `launch_plain` met a barrier or a warp intrinsic.
+inline unsigned refuse_plain() {
+  device.error = "a thread waits for others, but the kernel was launched as one in which none does";
+  return 0;
 }
 
 // Offers `value` to the warp and waits for the other lanes; afterwards lane_value(lane, the result) is what each of them offered.
 inline unsigned exchange(unsigned mask, std::uint32_t value) {
   Fiber* fiber = device.running;
+  if (fiber == nullptr) return refuse_plain();
   if (mask != 0xffffffffu) {
     device.error = "a warp intrinsic was called with a partial mask";
     to_scheduler(Fiber::State::kDone);
@@ -208,6 +221,10 @@ alignas(16) inline unsigned char shared_memory[host::kSharedLimit + 1024];
 
 inline void __syncthreads() {
   host::Fiber* fiber = host::device.running;
+  if (fiber == nullptr) {
+    host::refuse_plain();
+    return;
+  }
   if (static_cast<int>(fiber->barriers++) != host::device.skipped_barrier) host::to_scheduler(host::Fiber::State::kAtBlockBarrier);
 }
 
@@ -246,6 +263,21 @@ T __ldg(const T* address) {
   return *address;
 }
 
+// Compiled with -ffp-contract=off, so that nothing is fused here either.
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline unsigned __float_as_uint(float value) {
+  unsigned bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+inline float __uint_as_float(unsigned bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
 inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorInvalidValue ? "invalid argument" : host::device.error.c_str();
 }
@@ -257,15 +289,44 @@ cudaError_t cudaFuncSetAttribute(void (*)(Args), cudaFuncAttribute, int bytes) {
   return cudaSuccess;
 }
 
+namespace host {
+
+inline bool is_legal(dim3 grid, dim3 block, std::size_t shared_bytes) {
+  return grid.x && grid.y && grid.y <= 65535 && grid.z == 1 && block.x && block.x <= 1024 && block.x % kLanes == 0 && block.y == 1 &&
+         block.z == 1 && shared_bytes <= device.allowed_shared;
+}
+
+// A kernel without shared memory whose threads do not wait for each other: they run one by one, backwards if so configured.
+template <typename Args>
+cudaError_t launch_plain(void (*kernel)(Args), dim3 grid, dim3 block, const Args& args, cudaStream_t stream) {
+  if (!is_legal(grid, block, 0)) return cudaErrorInvalidValue;
+  device.launches.push_back({{grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, 0, stream});
+  device.error = kNoError;
+  device.running = nullptr;
+  gridDim = grid;
+  blockDim = block;
+  const std::size_t blocks = std::size_t{grid.x} * grid.y;
+  const bool backward = device.order == Order::kBackward;
+  for (std::size_t i = 0; i < blocks; ++i) {
+    const std::size_t at = backward ? blocks - 1 - i : i;
+    blockIdx = dim3(static_cast<unsigned>(at % grid.x), static_cast<unsigned>(at / grid.x));
+    for (unsigned thread = 0; thread < block.x; ++thread) {
+      threadIdx = dim3(backward ? block.x - 1 - thread : thread, 0, 0);
+      kernel(args);
+    }
+  }
+  return device.error == kNoError ? cudaSuccess : cudaErrorLaunchFailure;
+}
+
+}  // namespace host
+
 // Kernels take one struct.
 template <typename Args>
 cudaError_t cudaLaunchKernel(void (*kernel)(Args), dim3 grid, dim3 block, void** parameters, std::size_t shared_bytes,
                              cudaStream_t stream) {
   using namespace host;
   static void (*current)(Args);
-  const bool legal = grid.x && grid.y && grid.y <= 65535 && grid.z == 1 && block.x && block.x <= 1024 && block.x % kLanes == 0 &&
-                     block.y == 1 && block.z == 1 && shared_bytes <= device.allowed_shared;
-  if (!legal) return cudaErrorInvalidValue;
+  if (!is_legal(grid, block, shared_bytes)) return cudaErrorInvalidValue;
   const auto bytes = static_cast<unsigned>(shared_bytes);
   device.launches.push_back({{grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, bytes, stream});
   device.error = kNoError;

@@ -21,7 +21,8 @@ COMPILER = (shutil.which("g++") or shutil.which("clang++")) if sys.platform == "
 NO_COMPILER = "no C++ compiler (g++ or clang++) on PATH, or not Linux"
 HEADERS = Path(__file__).parent
 # The fibers jump between stacks, which _FORTIFY_SOURCE takes for an error.
-FLAGS = ("-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE", f"-I{HEADERS}")
+FLAGS = ("-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE", "-ffp-contract=off",
+         f"-I{HEADERS}")  # fmt: skip
 SANITIZE = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 SCORE_TYPES = {"float32": 0, "float16": 1}
 CUDA_ERRORS = 1000

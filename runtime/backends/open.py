@@ -1,0 +1,67 @@
+"""From the name of a backend to the backend. Nothing that a GPU needs is imported before it is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastsam2.bundle import Manifest
+from fastsam2.cache import cache_folder
+from fastsam2.enums import BackendName, Flavor
+from fastsam2.errors import BackendError, BundleError
+from fastsam2.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from fastsam2.runtime.backends.protocol import Backend
+
+GPU_BACKENDS = (BackendName.TENSORRT, BackendName.TENSORRT_RTX, BackendName.ONNXRUNTIME_CUDA)
+"""In the order in which `auto` tries them."""
+
+
+def open_backend(
+    folder: Path, manifest: Manifest, name: BackendName, *, threads: int | None = None, gpu: int = 0
+) -> tuple[Backend, dict[str, str]]:
+    """Open a backend.
+
+    Args:
+        folder: of the bundle.
+        manifest: of the bundle.
+        name: which; another one is never opened in its place, but for `auto`.
+        threads: CPU threads inside one operator; None uses every core this process may use.
+        gpu: which GPU.
+
+    Returns:
+        The backend; for `auto`, why each backend that would have come before it was passed over.
+
+    Raises:
+        BackendError: if it cannot be used here.
+        BundleError: if the bundle has no engines for it.
+    """
+    if name is BackendName.ONNXRUNTIME:
+        return OnnxRuntimeBackend(folder, manifest, threads=threads), {}
+    if name is not BackendName.AUTO:
+        return _on_gpu(folder, manifest, name, threads, gpu), {}
+    passed_over: dict[str, str] = {}
+    for candidate in GPU_BACKENDS:
+        try:
+            return _on_gpu(folder, manifest, candidate, threads, gpu), passed_over
+        except (BackendError, BundleError) as error:
+            passed_over[candidate.value] = str(error)
+    return OnnxRuntimeBackend(folder, manifest, threads=threads), passed_over
+
+
+def _on_gpu(folder: Path, manifest: Manifest, name: BackendName, threads: int | None, index: int) -> Backend:
+    from fastsam2.runtime.gpu.backend import GpuBackend
+    from fastsam2.runtime.gpu.driver import PyCudaGpu
+    from fastsam2.runtime.gpu.engines import Engines
+    from fastsam2.runtime.gpu.onnxruntime import OrtEngines
+    from fastsam2.runtime.gpu.tensorrt import TensorRTEngines
+
+    gpu = PyCudaGpu(index)
+    try:
+        engines: Engines
+        if name is BackendName.ONNXRUNTIME_CUDA:
+            engines = OrtEngines(folder, manifest, gpu, threads=threads)
+        else:
+            engines = TensorRTEngines(folder, manifest, gpu, Flavor(name.value), cache_folder=cache_folder())
+        return GpuBackend(gpu, engines, manifest.model)
+    except BaseException:
+        gpu.close()
+        raise
