@@ -72,6 +72,7 @@ class FakeTrt:
         self.validity: tuple[EngineValidity, int] = EngineValidity.VALID, 0
         self.changed: dict[str, tuple[str, Any]] = {}  # tensor -> what of it is other than in the contract
         self.loggers: set[Any] = set()
+        self.unknown: set[str] = set()  # inputs whose shape does not suffice
         self.cache_blob, self.cache_fits = b"kernels", True
         self.ILogger, self.DataType, self.TensorIOMode, self.TensorLocation = ILogger, DataType, TensorIOMode, TensorLocation
         self.ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
@@ -247,7 +248,7 @@ class IExecutionContext(_Counted):
         if not self._trt.works("infer_shapes", self._logger):
             raise RuntimeError("shapes do not fit")
         inputs = [t.name for t in graph_spec(self._role, ExportTarget.TENSORRT).inputs]
-        return [name for name in inputs if name not in self._shapes]
+        return [name for name in inputs if name not in self._shapes or name in self._trt.unknown]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         table = graph_spec(self._role, ExportTarget.TENSORRT)

@@ -7,99 +7,20 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime, timezone
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fastsam2.bundle import FileEntry, Manifest
-from fastsam2.contracts import graph_spec
 from fastsam2.engines import trt_compat
-from fastsam2.engines.profiles import Limits, axis_sizes, profiles
-from fastsam2.engines.records import ENGINES, EngineEntry, EngineSet, write_set
-from fastsam2.enums import ExportTarget, Flavor, GraphRole, Precision
+from fastsam2.engines.profiles import Limits, axis_sizes
+from fastsam2.enums import ExportTarget, Flavor, GraphRole
 from fastsam2.errors import BackendError, BundleError, InternalError, StateError
-from fastsam2.runtime.gpu.engines import Engines
 from fastsam2.runtime.gpu.tensorrt import TensorRTEngines
 from tests import fake_tensorrt
-from tests.engine_bundle import SPEC, write_bundle
-from tests.fake_tensorrt import FakeGpu, FakeTrt
-
-ATTENTION, DECODER, ENCODER = GraphRole.MEMORY_ATTENTION, GraphRole.MASK_DECODER, GraphRole.IMAGE_ENCODER
-LIMITS = Limits(max_objects=3, keep_buckets=(0.05,))
-VERSIONS = {Flavor.TENSORRT: "10.9", Flavor.TENSORRT_RTX: "1.7"}
-RTX = Flavor.TENSORRT_RTX
-
-
-@dataclass(frozen=True)
-class Tensor:
-    address: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    nbytes: int = 0
-
-
-Tensors = dict[str, Tensor]
-
-
-def tensors(role: GraphRole, start: int = 4096, **sizes: int) -> tuple[Tensors, Tensors]:
-    """Inputs and outputs at addresses of their own; M, P and R are those of the dense profile unless given."""
-    dynamic = {axis: high for axis, (_, _, high) in axis_sizes(SPEC, LIMITS).items()} | {"B": 1, "Q": 1} | sizes
-    dynamic["R"] = sizes.get("R", dynamic["M"] + SPEC.pointer_tokens * dynamic["P"])
-    table = graph_spec(role, ExportTarget.TENSORRT)
-    made = {
-        t.name: Tensor(start + 512 * i, tuple(dynamic[d] if isinstance(d, str) else d for d in t.shape(SPEC)), np.dtype(t.dtype))
-        for i, t in enumerate((*table.inputs, *table.outputs))
-    }
-    return {t.name: made[t.name] for t in table.inputs}, {t.name: made[t.name] for t in table.outputs}
-
-
-def write_engines(folder: Path, manifest: Manifest, flavor: Flavor, target: str) -> Path:
-    """A set of engines as `fastsam2 build` leaves it; the folder of the set."""
-    engines = EngineSet(flavor=flavor, version=VERSIONS[flavor], target=target, limits=LIMITS)
-    out = folder / ENGINES / engines.folder_name
-    out.mkdir(parents=True)
-    for graph in manifest.graphs:
-        role = graph.role
-        (out / f"{role.value}.engine").write_bytes(f"engine {role.value}".encode())
-        (out / f"{role.value}.layers.txt").write_text("layers")
-        engines = engines.with_engine(
-            EngineEntry(
-                graph=role,
-                precision=Precision.FP16,
-                file=FileEntry.of(out, PurePosixPath(f"{role.value}.engine")),
-                listing=FileEntry.of(out, PurePosixPath(f"{role.value}.layers.txt")),
-                source_sha256=graph.file.sha256,
-                recipe_sha256="0" * 64,
-                profiles=profiles(SPEC, role, LIMITS),
-                options={},
-                fused_attention=0,
-                expected_attention=0,
-                attention=0,
-                activation_bytes=5000 if role is ATTENTION else 700,
-                build_seconds=0.1,
-                drift={},
-                created=datetime(2025, 1, 2, tzinfo=timezone.utc),
-            )
-        )
-    write_set(out, engines)
-    return out
-
-
-class World:
-    """A bundle with engines, a GPU and the module of a flavor."""
-
-    def __init__(self, folder: Path, flavor: Flavor, target: str = "8.9") -> None:
-        self.folder, self.flavor, self.gpu = folder, flavor, FakeGpu()
-        self.manifest = write_bundle(folder, SPEC)
-        self.engines_folder = write_engines(folder, self.manifest, flavor, target)
-        self.trt = FakeTrt(SPEC, LIMITS, version=VERSIONS[flavor], rtx=flavor is RTX)
-
-    def open(self, **options: Any) -> Engines:
-        return TensorRTEngines(self.folder, self.manifest, self.gpu, self.flavor, **options)  # type: ignore[arg-type]
+from tests.engine_bundle import SPEC
+from tests.tensorrt_world import ATTENTION, DECODER, ENCODER, LIMITS, RTX, VERSIONS, Tensor, World, cache_files, tensors, write_engines
 
 
 @pytest.fixture
@@ -127,6 +48,7 @@ def test_a_run_is_bound_and_enqueued_on_the_stream(world_of: Callable[..., World
     assert memory == next(iter(world.gpu.live.items())) and memory[1] == engines.activation_bytes()
     assert dict(world.trt.of("shape")) == {name: t.shape for name, t in inputs.items()}
     assert "synchronize" not in world.gpu.events and world.gpu.events[0] == "activate"
+    assert world.trt.of("profile") == []
     assert world.trt.of("graphs") == ([(fake_tensorrt.CudaGraphStrategy.DISABLED,)] if flavor is RTX else [])
     engines.close()
 
@@ -187,6 +109,21 @@ def test_equal_shapes_are_set_once_and_addresses_every_time(world_of: Callable[.
     assert len(world.trt.of("shape")) == len(inputs)
     first, second = (run[1] for run in world.trt.of("run"))
     assert first != second == {name: t.address for name, t in (inputs | outputs).items()}
+    engines.close()
+
+
+def test_shapes_are_set_again_after_others_failed(world_of: Callable[..., World]) -> None:
+    world = world_of()
+    engines = world.open()
+    engines.enqueue(DECODER, *tensors(DECODER))
+    world.trt.unknown = {"labels"}
+    with pytest.raises(BackendError, match=r"mask_decoder to know the shapes of \['labels'\]"):
+        engines.enqueue(DECODER, *tensors(DECODER, B=2))
+    world.trt.unknown.clear()
+    world.trt.told.clear()
+    inputs, outputs = tensors(DECODER)
+    engines.enqueue(DECODER, inputs, outputs)
+    assert dict(world.trt.of("shape")) == {name: t.shape for name, t in inputs.items()} and len(world.trt.of("run")) == 1
     engines.close()
 
 
@@ -265,13 +202,13 @@ def test_what_fails_quotes_tensorrt_and_leaves_nothing_behind(world_of: Callable
 def test_a_failure_before_is_not_blamed_again(world_of: Callable[..., World]) -> None:
     world = world_of()
     engines = world.open()
-    world.trt.fails.add("execute_async_v3")
-    with pytest.raises(BackendError, match="execute_async_v3 refused"):
-        engines.enqueue(ENCODER, *tensors(ENCODER))
-    world.trt.fails = {"set_tensor_address"}
-    with pytest.raises(BackendError, match="set_tensor_address refused") as raised:
-        engines.enqueue(ENCODER, *tensors(ENCODER))
-    assert "execute_async_v3" not in str(raised.value)
+    engines.enqueue(ENCODER, *tensors(ENCODER))
+    (logger,) = world.trt.loggers
+    for call in ("execute_async_v3", "set_tensor_address"):
+        logger.log(logger.Severity.ERROR, "something else, which did no harm")
+        world.trt.fails = {call}
+        with pytest.raises(BackendError, match=f"got .api.cpp. Error Code 3: {call} refused. If"):
+            engines.enqueue(ENCODER, *tensors(ENCODER))
     engines.close()
 
 
@@ -433,21 +370,19 @@ def test_closing_after_the_gpu_is_closed_still_lets_go(world_of: Callable[..., W
     assert set(world.trt.alive.values()) == {0}
 
 
-def cache_files(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir()} if folder.is_dir() else {}
-
-
 def test_compiled_kernels_are_kept_from_process_to_process(world_of: Callable[..., World], tmp_path: Path) -> None:
     world, folder = world_of(), tmp_path / "cache"
     for seen, kept in ((b"", b"kernels"), (b"kernels", b"more kernels"), (b"more kernels", b"more kernels")):
         world.trt.cache_blob = kept
         world.trt.told.clear()
+        before = {p.stat().st_ino for p in folder.glob("*.bin")}
         engines = world.open(cache_folder=folder)
         engines.enqueue(ENCODER, *tensors(ENCODER))
         engines.enqueue(DECODER, *tensors(DECODER))
         assert world.trt.of("cache") == ([(seen,)] if seen else []) and world.trt.alive["cache"] == 1
         engines.close()
         assert cache_files(folder) == {"runtime_cache-NVIDIA-A-4090.bin": kept} and world.trt.alive["cache"] == 0
+        assert ({p.stat().st_ino for p in folder.glob("*.bin")} == before) == (seen == kept), "written only when there is something new"
 
 
 def test_kernels_that_are_refused_are_compiled_again(

@@ -127,6 +127,7 @@ class TensorRTEngines:
             if self._closed:
                 raise StateError(expected("open engines", "closed ones", "Load the bundle again"))
             self._gpu.activate()
+            self._log.clear()
             loaded = self._loaded.get(role) or self._load(role, table)
             self._set_shapes(loaded, table, inputs, outputs)
             for name, tensor in (*inputs.items(), *outputs.items()):
@@ -141,10 +142,7 @@ class TensorRTEngines:
             self._closed = True
             with suppress(BackendError, StateError):  # lost or closed: nothing runs any more
                 self._gpu.synchronize()
-            while self._loaded:  # contexts before their engines, those before the runtime
-                _, loaded = self._loaded.popitem()
-                loaded.context = None
-                loaded.engine = None
+            self._loaded.clear()  # a context keeps its engine, and that the runtime, until it is gone
             if self._cache is not None:
                 self._cache.close()
             self._runtime = None
@@ -157,7 +155,6 @@ class TensorRTEngines:
         entry = self._set.engine(role)
         if entry is None:
             raise BundleError(expected(f"an engine of {role.value} in {self._folder}", "none", f"Build it: {self._command()}"))
-        self._log.clear()
         engine = self._deserialize(entry)
         self._check_tensors(engine, entry, table)
         self._reserve(self._need(engine))
