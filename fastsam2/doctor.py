@@ -49,7 +49,9 @@ PROBES: Mapping[str, tuple[str, str]] = {
     "iopath": ("iopath", "[]"),
     **{package.module: (package.pip, "[]") for package in PACKAGES.values()},
     "pycuda": ("pycuda", "[]"),
+    "cuda.bindings.nvrtc": ("cuda-bindings", "['NVRTC %d.%d' % tuple(m.nvrtcVersion()[1:])]"),
 }
+GPU_LOOP = ("pycuda", "cuda.bindings.nvrtc")
 EXPORT_PACKAGES = ("torch", "sam2", "onnx", "onnxscript", "hydra", "omegaconf", "iopath")
 EXPORT_INSTALL = "pip install torch, then pip install --no-deps sam2==1.1.0, then pip install fastsam2[export-tools]"
 AV_INSTALL = "pip install --only-binary av --force-reinstall av"
@@ -60,7 +62,11 @@ _CHILD = """
 import importlib, importlib.metadata, importlib.util, json, sys
 answer, module, pip, probe, sys.path[:] = json.loads(sys.argv[1])
 version, brings = None, []
-if importlib.util.find_spec(module) is not None:
+try:
+    found = importlib.util.find_spec(module) is not None
+except ModuleNotFoundError:  # of a package that it lies in
+    found = False
+if found:
     m = importlib.import_module(module)
     try:
         version = importlib.metadata.version(pip)
@@ -278,10 +284,19 @@ def judge(packages: Mapping[str, Package], driver: Driver) -> tuple[Capability, 
         can("hole filling", ("cv2",), "pip install fastsam2[holes]"),
         can("export", EXPORT_PACKAGES, EXPORT_INSTALL, warnings=trap),
         can(
-            "CUDA execution provider",
-            ("onnxruntime",),
-            f"{on_gpu} uninstall onnxruntime, then pip install onnxruntime-gpu",
+            "--backend onnxruntime-cuda",
+            ("onnxruntime", *GPU_LOOP),
+            f"{on_gpu} uninstall onnxruntime, then pip install onnxruntime-gpu fastsam2[cuda]",
             problems=[*no_cuda, *no_gpu],
+        ),
+        *(
+            can(
+                f"--backend {flavor.value}",
+                (package.module, *GPU_LOOP),
+                f"{on_gpu} install fastsam2[{package.extra},cuda]",
+                problems=no_gpu,
+            )
+            for flavor, package in PACKAGES.items()
         ),
         can("TensorRT build", (trt.module,), f"{on_gpu} install fastsam2[{trt.extra}]", problems=no_gpu),
         can("TensorRT-RTX build", (rtx.module,), f"pip install fastsam2[{rtx.extra}] (builds without a GPU)"),

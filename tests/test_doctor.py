@@ -18,7 +18,8 @@ import fastsam2
 from fastsam2 import doctor
 from fastsam2.doctor import Capability, Driver, Gpu, Package
 
-NAMES = ["track on CPU", "video in/out", "hole filling", "export", "CUDA execution provider", "TensorRT build", "TensorRT-RTX build"]
+ON_GPU = ["--backend onnxruntime-cuda", "--backend tensorrt", "--backend tensorrt-rtx"]
+NAMES = ["track on CPU", "video in/out", "hole filling", "export", *ON_GPU, "TensorRT build", "TensorRT-RTX build"]
 GPU = Driver("13.0", (Gpu("NVIDIA Test", "9.0"),))
 
 
@@ -177,7 +178,9 @@ def test_complete_machine() -> None:
         ("video in/out", "av"),
         ("hole filling", "cv2"),
         *(("export", name) for name in doctor.EXPORT_PACKAGES),
-        ("CUDA execution provider", "onnxruntime"),
+        ("--backend onnxruntime-cuda", "onnxruntime"),
+        ("--backend tensorrt", "pycuda"),
+        ("--backend tensorrt-rtx", "cuda.bindings.nvrtc"),
         ("TensorRT build", "tensorrt"),
         ("TensorRT-RTX build", "tensorrt_rtx"),
     ],
@@ -191,12 +194,12 @@ def test_missing_package_takes_away_its_capability(name: str, broken: str) -> No
 
 def test_capabilities_that_need_a_gpu() -> None:
     nothing = judged(driver=Driver(problem="no NVIDIA driver"))
-    assert [name for name, c in nothing.items() if not c.ok] == ["CUDA execution provider", "TensorRT build"]
+    assert [name for name, c in nothing.items() if not c.ok] == [*ON_GPU, "TensorRT build"]
     assert nothing["TensorRT build"].detail == "no NVIDIA driver"
 
 
 def test_cpu_build_of_onnxruntime() -> None:
-    capability = judged(Package("onnxruntime", "1.0", ("CPUExecutionProvider",)))["CUDA execution provider"]
+    capability = judged(Package("onnxruntime", "1.0", ("CPUExecutionProvider",)))["--backend onnxruntime-cuda"]
     assert (capability.ok, capability.detail) == (False, "onnxruntime lacks CUDAExecutionProvider")
 
 
