@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "engines": (),
     "runtime": ("kernels",),
     "kernels": (),
-    "benchmarks": ("export", "runtime"),
+    "benchmarks": ("engines", "export", "kernels", "runtime"),
     "training": ("benchmarks", "export", "kernels", "runtime"),
 }
 EXPORTER_ONLY = ("torch", "sam2", "onnx")
@@ -27,6 +27,7 @@ NEED_TORCH = ("export", "training")
 AGAINST_OFFICIAL = ("benchmarks/against_official.py",)  # runs the official predictor
 EXCEPTIONS = {  # file -> the one folder more that it imports
     "benchmarks/pruning.py": "training",  # measures what training makes, on its clips
+    "benchmarks/text_cue.py": "training",
     "runtime/gpu/tensorrt.py": "engines",  # runs what was built
 }
 # Entry points above the folders; the rest of fastsam2/ is the shared ground.

@@ -156,7 +156,6 @@ TINY = {"image_encoder": (12, 12), "memory_attention": (8, 8), "mask_decoder": (
 
 
 @pytest.mark.rtx
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "model", "checkpoint", "counts"),
     [("nano_tensorrt", "training/nano.yaml", "training/nano.pt", NANO), ("tiny_tensorrt", "sam2.1_hiera_tiny", "random:0", TINY)],
