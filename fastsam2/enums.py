@@ -86,6 +86,7 @@ class BackendName(str, Enum):
     """Where graphs run; opened in `runtime/backends/open.py`."""
 
     AUTO = "auto"  # the first of the others, last to first, that is ready here
+    GPU = "gpu"  # the first of those that need one
     ONNXRUNTIME = "onnxruntime"
     ONNXRUNTIME_CUDA = "onnxruntime-cuda"
     TENSORRT_RTX = "tensorrt-rtx"

@@ -13,11 +13,29 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fastsam2.config import POSTPROCESSING
-from fastsam2.errors import PromptError, expected
+from fastsam2.enums import BackendName
+from fastsam2.errors import BackendError, PromptError, expected
 
 _OVERRIDE = re.compile(r"\+{0,2}model\.([\w.]+)=(.*)", re.DOTALL)
 _WORDS: dict[str, bool | None] = {"true": True, "false": False, "null": None}
 _NO_EFFECT = ("compile_image_encoder",)  # changes speed, not masks
+
+
+def backend_of(device: object) -> tuple[BackendName, int]:
+    """The backend that the official argument `device` stands for, and which GPU.
+
+    Args:
+        device: None, "cpu", "cuda", "cuda:1", or a `torch.device` of these.
+
+    Raises:
+        BackendError: if it is something else.
+    """
+    kind, _, index = str("cpu" if device is None else device).partition(":")
+    if kind == "cpu":
+        return BackendName.ONNXRUNTIME, 0
+    if kind == "cuda" and (index.isdigit() or not index):
+        return BackendName.GPU, int(index or 0)
+    raise BackendError(expected('the device "cpu" or "cuda"', repr(device), 'Pass device="cpu", or leave the device out'))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

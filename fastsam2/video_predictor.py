@@ -19,11 +19,13 @@ import numpy as np
 from fastsam2.builtin import builtin_bundles, bundle_path
 from fastsam2.bundle_cache import cached_bundle, is_bundle
 from fastsam2.contracts import NO_OBJECT_LOGIT
+from fastsam2.enums import BackendName
 from fastsam2.errors import BackendError, BundleError, ExportError, PromptError, StateError, expected
-from fastsam2.predictor_options import PredictorOptions, read_options
+from fastsam2.predictor_options import PredictorOptions, backend_of, read_options
 from fastsam2.runtime.backends.protocol import Float
 from fastsam2.runtime.clip import load_clip
 from fastsam2.runtime.clip_tracker import Clip, ClipObject, ClipTracker
+from fastsam2.runtime.host_device import HOST
 from fastsam2.runtime.host_tensor import HostTensor, on_host
 from fastsam2.runtime.loaded import LoadedBundle, load
 from fastsam2.runtime.postprocess import resize_logits
@@ -59,7 +61,8 @@ def build_sam2_video_predictor(
             as `ckpt_path`.
         ckpt_path: a checkpoint, which is exported once into the cache (see `fastsam2.bundle_cache`); or a bundle folder or the name of a
             built-in bundle, for which neither torch nor sam2 is needed.
-        device: None for the best backend there is, which is the CPU; "cpu" and `torch.device("cpu")` mean the same.
+        device: None, "cpu" or `torch.device("cpu")` for the CPU; "cuda" or "cuda:1" for that GPU, with the first of the GPU backends that
+            is ready (`fastsam2 doctor`). What the predictor answers lies on the host in both cases.
         mode: only "eval".
         hydra_overrides_extra: `++model.NAME=VALUE` for the options of `PredictorOptions`.
         apply_postprocessing: as officially, but holes are filled only if `fill_hole_area` is given. A bundle folder always has it.
@@ -69,10 +72,10 @@ def build_sam2_video_predictor(
     Raises:
         ExportError: if the checkpoint cannot be exported.
         BundleError: if a bundle is damaged, or does not have what was asked for.
-        BackendError: if the device is not the CPU.
+        BackendError: if nothing runs on that device here.
         PromptError: if an option is unknown or out of range.
     """
-    _check_device(device)
+    backend, gpu = backend_of(device)
     if mode != "eval":
         raise PromptError(expected('mode "eval"', repr(mode), "Train with the official package"))
     threads, budget = kwargs.pop("threads", None), kwargs.pop("memory_budget_mb", DEFAULT_MEMORY_BUDGET_MB)
@@ -84,9 +87,9 @@ def build_sam2_video_predictor(
             raise ExportError(expected("a config and a checkpoint, or a bundle folder", got, "Give both, or what `fastsam2 export` wrote"))
         size = options.image_size
         folder = cached_bundle(str(config_file), str(ckpt_path), image_size=size, postprocessing=apply_postprocessing)
-        bundle = load(folder, threads=threads)
+        bundle = load(folder, backend=backend.value, threads=threads, gpu=gpu)
     else:
-        bundle = load(folder, threads=threads)
+        bundle = load(folder, backend=backend.value, threads=threads, gpu=gpu)
         _check_bundle(bundle, folder, config_file, options, postprocessing=apply_postprocessing)
     return SAM2VideoPredictor(bundle, options, memory_budget_mb=budget)
 
@@ -141,8 +144,12 @@ class SAM2VideoPredictor(ClipTracker):
 
     @property
     def device(self) -> Any:
-        """Where it runs: `torch.device("cpu")`, or "cpu" without torch."""
+        """Where its answers lie: `torch.device("cpu")`, or "cpu" without torch."""
         return torch_module().device("cpu") if torch_module() else "cpu"
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self._stages.device is HOST
 
     def eval(self) -> SAM2VideoPredictor:
         """This predictor: it is never in training mode."""
@@ -152,9 +159,11 @@ class SAM2VideoPredictor(ClipTracker):
         """This predictor, if it runs there.
 
         Raises:
-            BackendError: if the device is not the CPU.
+            BackendError: if it does not.
         """
-        _check_device(device)
+        if device is not None and (backend_of(device)[0] is BackendName.ONNXRUNTIME) != self._on_cpu:
+            todo = f"Build it with device={str(device)!r}: a predictor cannot move"
+            raise BackendError(expected(f"a predictor on {device}", f"one on {'the CPU' if self._on_cpu else 'a GPU'}", todo))
         return self
 
     def cpu(self) -> SAM2VideoPredictor:
@@ -162,11 +171,7 @@ class SAM2VideoPredictor(ClipTracker):
         return self
 
     def cuda(self, device: object = None) -> SAM2VideoPredictor:
-        """Not available.
-
-        Raises:
-            BackendError: always.
-        """
+        """This predictor, if it was built for a GPU; as `to`."""
         return self.to("cuda" if device is None else device)
 
     def init_state(
@@ -410,12 +415,6 @@ def _name_objects(state: State, obj_id: Hashable = None, known: ClipObject | Non
     state["obj_ids"] = list(clip.objects)
     state["obj_id_to_idx"] = {known_id: index for index, known_id in enumerate(clip.objects)}
     state["obj_idx_to_id"] = dict(enumerate(clip.objects))
-
-
-def _check_device(device: object) -> None:
-    if device is not None and str(device).split(":")[0] != "cpu":
-        todo = 'Pass device="cpu", or leave the device out: there is only the ONNX Runtime CPU backend so far'
-        raise BackendError(expected('the device "cpu"', repr(device), todo))
 
 
 def _given_bundle(config: str | os.PathLike[str] | None, checkpoint: str | os.PathLike[str] | None) -> Path | None:

@@ -142,7 +142,7 @@ def load(
     Args:
         path: name of a built-in bundle ("nano"), or a folder made by `fastsam2 export`; which of the two is decided by `bundle_path`.
         backend: name of a backend; nothing else is used in its place. "auto" takes the first that is ready of tensorrt, tensorrt-rtx,
-            onnxruntime-cuda and onnxruntime.
+            onnxruntime-cuda and onnxruntime, "gpu" the first of these but the last.
         threads: CPU threads inside one operator; None uses every core this process may use.
         gpu: which GPU, as CUDA_VISIBLE_DEVICES leaves them; the CPU backend reads it not.
 

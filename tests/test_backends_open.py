@@ -21,7 +21,7 @@ from fastsam2.runtime.gpu import driver
 from tests.fake_gpu import FakeGpu
 from tests.videos import counting, write_video
 
-ON_GPU = [b for b in BackendName if b not in (BackendName.AUTO, BackendName.ONNXRUNTIME)]
+ON_GPU = list(opening.GPU_BACKENDS)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> list[FakeGpu]:
     return opened
 
 
-@pytest.mark.parametrize("name", ON_GPU)
+@pytest.mark.parametrize("name", [*ON_GPU, BackendName.GPU])
 def test_nothing_stands_in_for_a_gpu(no_pycuda: None, name: BackendName) -> None:
     with pytest.raises(BackendError, match=r"pycuda.*pip install fastsam2\[cuda\]"):
         fastsam2.load("nano", backend=name.value)

@@ -218,7 +218,16 @@ def test_run_describes_every_object_and_says_so(bundle: Path, oracle: Oracle, tm
 
 
 def test_what_a_bundle_lacks_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = ["run", str(bare_nano()), "--video", str(sample_path("hard_000") / "clip.mp4"), "--out", str(tmp_path / "out"), "--box", "1,1,90,90"]
+    run = [
+        "run",
+        str(bare_nano()),
+        "--video",
+        str(sample_path("hard_000") / "clip.mp4"),
+        "--out",
+        str(tmp_path / "out"),
+        "--box",
+        "1,1,90,90",
+    ]
     for args, message in (
         (["--prune", "mask", "--text", "auto"], "texts with --prune router, got 'auto' with policy mask"),
         (["--prune", "router", "--text", "auto"], "a bundle with a text encoder"),

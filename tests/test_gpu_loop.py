@@ -21,6 +21,7 @@ from fastsam2.runtime.gpu.array import DeviceArray, Pool, Staging, _rounded
 from fastsam2.runtime.gpu.backend import GpuBackend
 from fastsam2.runtime.host_device import HOST
 from fastsam2.runtime.loaded import LoadedBundle
+from fastsam2.video_predictor import SAM2VideoPredictor
 from tests.fake_gpu import FakeGpu, LateEngines, fake_backend
 from tests.kernel_host.driver import compile_kernels
 from tests.kernel_host.harness import COMPILER, NO_COMPILER
@@ -152,6 +153,20 @@ def test_a_finished_clip(host: LoadedBundle, backend: GpuBackend) -> None:
         logits.append([tracker.track(clip, t, ["a"], reverse=reverse) for reverse, t in ((False, 3), (False, 4), (True, 1), (True, 0))])
         assert all(isinstance(m.rows, np.ndarray) for m in clip.objects["a"].memory.frames.values())
     np.testing.assert_array_equal(*logits)
+
+
+def test_the_drop_in_on_a_gpu(host: LoadedBundle, backend: GpuBackend, tmp_path: Path) -> None:
+    answers = []
+    for bundle in (LoadedBundle(host.folder, host.manifest, backend), host):
+        predictor = SAM2VideoPredictor(bundle)
+        state = predictor.init_state(str(make_clip("gpu_loop", 24, frames=5).write_official(tmp_path / bundle.backend.name)))
+        predictor.add_new_points_or_box(state, 0, 7, box=BOX)
+        answers.append([np.asarray(logits) for _, _, logits in predictor.propagate_in_video(state)])
+        on_gpu = bundle is not host
+        assert predictor.to("cuda" if on_gpu else "cpu") is predictor
+        with pytest.raises(BackendError, match="a predictor cannot move"):
+            predictor.to("cpu" if on_gpu else "cuda")
+    np.testing.assert_array_equal(*answers)
 
 
 def test_steady_state_allocates_nothing_and_waits_once(host: LoadedBundle, backend: GpuBackend) -> None:

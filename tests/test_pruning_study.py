@@ -116,7 +116,21 @@ def test_rules_rank_what_they_say() -> None:
 
 
 def study(out: Path, *more: str) -> int:
-    which = ["--sets", "plain", "--seeds", "1", "--frames", "plain=4", "--policies", "mask", "oracle", "--keep", "0.05", "--protected", "no"]
+    which = [
+        "--sets",
+        "plain",
+        "--seeds",
+        "1",
+        "--frames",
+        "plain=4",
+        "--policies",
+        "mask",
+        "oracle",
+        "--keep",
+        "0.05",
+        "--protected",
+        "no",
+    ]
     return pruning.main(["--bundle", "nano", "--out", str(out), *which, *more])
 
 

@@ -22,6 +22,7 @@ from fastsam2.enums import GraphRole
 from fastsam2.errors import BackendError, BundleError, ExportError, FastSam2Error, PromptError, StateError, VideoError
 from fastsam2.export import checkpoints
 from fastsam2.runtime.clip_tracker import CACHED_FRAMES
+from fastsam2.runtime.gpu import driver
 from fastsam2.runtime.host_tensor import HostTensor
 from fastsam2.video_predictor import SAM2VideoPredictor, build_sam2_video_predictor
 from tests.parity.clips import Clip, make_clip
@@ -244,11 +245,29 @@ def test_clip_is_kept_in_bfloat16_and_pictures_are_encoded_once_while_cached(
         assert known.prompt_frames == [0]
 
 
-@pytest.mark.parametrize("device", ["cuda", "cuda:1", torch.device("cuda"), "mps"])
+@pytest.mark.parametrize("device", ["mps", "cuda:x", torch.device("meta")])
 def test_other_devices_are_refused(device: object, bundle_micro: Path, predictor: SAM2VideoPredictor) -> None:
-    with pytest.raises(BackendError, match=r'Pass device="cpu".*ONNX Runtime CPU'):
+    with pytest.raises(BackendError, match=r'the device "cpu" or "cuda", got'):
         build_sam2_video_predictor(None, bundle_micro, device=device)
     with pytest.raises(BackendError):
+        predictor.to(device)
+
+
+@pytest.mark.parametrize(("device", "gpu"), [("cuda", 0), ("cuda:1", 1), (torch.device("cuda", 2), 2)])
+def test_cuda_is_a_gpu_backend_or_an_error(
+    device: object, gpu: int, bundle_micro: Path, predictor: SAM2VideoPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def refuse(index: int) -> None:
+        asked.append(index)
+        raise BackendError("no GPU here")
+
+    monkeypatch.setattr(driver, "PyCudaGpu", refuse)
+    with pytest.raises(BackendError, match=rf"tensorrt-rtx.*ready on GPU {gpu}, got none: no GPU here"):
+        build_sam2_video_predictor(None, bundle_micro, device=device)
+    assert asked == [gpu] * 3
+    with pytest.raises(BackendError, match="a predictor cannot move"):
         predictor.to(device)
 
 

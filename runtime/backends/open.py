@@ -7,7 +7,7 @@ from pathlib import Path
 from fastsam2.bundle import Manifest
 from fastsam2.cache import cache_folder
 from fastsam2.enums import BackendName, Flavor
-from fastsam2.errors import BackendError, BundleError
+from fastsam2.errors import BackendError, BundleError, expected
 from fastsam2.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from fastsam2.runtime.backends.protocol import Backend
 
@@ -23,20 +23,20 @@ def open_backend(
     Args:
         folder: of the bundle.
         manifest: of the bundle.
-        name: which; another one is never opened in its place, but for `auto`.
+        name: which; another one is never opened in its place, but for `auto` and `gpu`.
         threads: CPU threads inside one operator; None uses every core this process may use.
         gpu: which GPU.
 
     Returns:
-        The backend; for `auto`, why each backend that would have come before it was passed over.
+        The backend; for `auto` and `gpu`, why each backend that would have come before it was passed over.
 
     Raises:
-        BackendError: if it cannot be used here.
+        BackendError: if it cannot be used here; for `gpu`, if none can.
         BundleError: if the bundle has no engines for it.
     """
     if name is BackendName.ONNXRUNTIME:
         return OnnxRuntimeBackend(folder, manifest, threads=threads), {}
-    if name is not BackendName.AUTO:
+    if name not in (BackendName.AUTO, BackendName.GPU):
         return _on_gpu(folder, manifest, name, threads, gpu), {}
     passed_over: dict[str, str] = {}
     for candidate in GPU_BACKENDS:
@@ -44,6 +44,10 @@ def open_backend(
             return _on_gpu(folder, manifest, candidate, threads, gpu), passed_over
         except (BackendError, BundleError) as error:
             passed_over[candidate.value] = str(error)
+    if name is BackendName.GPU:
+        whys = " ".join(dict.fromkeys(passed_over.values()))
+        todo = "Run `fastsam2 doctor`, or use the CPU"
+        raise BackendError(expected(f"one of {list(passed_over)} to be ready on GPU {gpu}", f"none: {whys}", todo))
     return OnnxRuntimeBackend(folder, manifest, threads=threads), passed_over
 
 
