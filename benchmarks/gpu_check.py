@@ -249,8 +249,7 @@ def sanitized(tool: str, command: Callable[[Path], Sequence[str]]) -> dict[str, 
         print(done.stdout[-_TAIL_CHARACTERS:], file=sys.stderr)
         inner = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else None
     summary = [line for line in done.stdout.splitlines() if line.startswith("=========")][-20:]
-    ok = done.returncode == 0 and inner is not None and bool(inner["ok"])
-    return {"ok": ok, "exit_status": done.returncode, "summary": summary, "answer": inner}
+    return {"ok": done.returncode == 0 and inner is not None, "exit_status": done.returncode, "summary": summary, "answer": inner}
 
 
 def read_record(out: Path) -> dict[str, Any]:

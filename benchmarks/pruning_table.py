@@ -151,7 +151,7 @@ def difference(scores: Sequence[Mapping[str, Any]], name: str, one: Case, other:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """J&F against the share of memory, a panel per set and protection, a line per policy and description.
+    """J&F won or lost against dense, on the same clips, by keep: a panel per set and protection, a line per policy and description.
 
     Raises:
         BackendError: if the package matplotlib is not installed.
@@ -164,32 +164,36 @@ def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
             expected("the package matplotlib for --plot", f"an import error ({error})", "Run `pip install fastsam2[plots]`")
         ) from error
     sets = list(dict.fromkeys(r["set"] for r in rows))
-    figure = Figure(figsize=(5 * len(sets), 8), layout="constrained")
+    figure = Figure(figsize=(6 * len(sets), 8), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, len(sets), squeeze=False, sharex="row", sharey="col")
+    axes = figure.subplots(2, len(sets), squeeze=False, sharey="col")
+    keeps = sorted({r["keep"] for r in rows})
     colours = {p: f"C{i}" for i, p in enumerate(POLICIES)}
     styles = dict(zip(ALL_TEXTS, ("-", "--", ":", "-."), strict=True))
     for column, name in enumerate(sets):
         for line, protected in enumerate((True, False)):
             axis = axes[line][column]
             here = [r for r in rows if r["set"] == name]
-            for row in here:
-                if row["policy"] == "dense":
-                    axis.axhline(row["jf_mean"], color=colours["dense"], label="dense")
-                    axis.axhspan(row["jf_mean"] - 0.5, row["jf_mean"], color=colours["dense"], alpha=0.1)
+            axis.axhline(0, color=colours["dense"], label="dense")
+            axis.axhspan(-0.5, 0, color=colours["dense"], alpha=0.1)
             for policy in POLICIES[1:]:
                 for text, style in styles.items():
                     points = [r for r in here if r["policy"] == policy and r["text"] == text and r["protected"] is protected]
                     points.sort(key=lambda r: r["keep"])
                     if points:
                         label = policy if text == "none" else f"{policy}, {text} text"
-                        x, y = [r["keep"] for r in points], [r["jf_mean"] for r in points]
-                        axis.plot(x, y, style, marker="o", markersize=3, color=colours[policy], label=label)
+                        x, error = [r["keep"] for r in points], [r["loss_ci95"] for r in points]
+                        y = [-r["loss_mean"] for r in points]
+                        axis.errorbar(x, y, error, fmt=style, marker="o", markersize=3, capsize=2, color=colours[policy], label=label)
             axis.set_xscale("log")
+            axis.set_xlim(keeps[0] / 1.3, keeps[-1] * 1.3)
+            axis.set_xticks(keeps, [f"{100 * keep:g} %" for keep in keeps])
+            axis.set_xticks([], minor=True)
             axis.set_title(f"{name}, {'protected' if protected else 'unprotected'}")
             axis.set_xlabel("keep (share of a frame's rows)")
-            axis.set_ylabel("J&F")
+            axis.set_ylabel("J&F minus dense")
             axis.grid(alpha=0.3)
-    axes[0][-1].legend(fontsize=7)
+    for axis in axes.flat:
+        axis.legend(fontsize=7)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(str(file), dpi=110)
