@@ -27,6 +27,7 @@ from fastsam2.runtime.gpu.engines import DeviceTensor
 from fastsam2.runtime.host_device import HOST
 from fastsam2.runtime.loaded import LoadedBundle, load
 from fastsam2.runtime.result import Result
+from fastsam2.runtime.timing import StageTimer
 from tests.fake_gpu import FakeGpu, LateDriver, LateEngines, fake_backend
 from tests.fake_tensorrt import EngineInvalidityDiagnostics, EngineValidity
 from tests.kernel_host.driver import compile_kernels
@@ -308,11 +309,15 @@ def test_a_step_and_its_graphs_are_timed(bundle_micro: Path, library: Path, monk
     taken: list[int] = []
     step = gpu_tracking.Tracker.step
     monkeypatch.setattr(gpu_tracking.Tracker, "step", lambda self, frame: taken.append(len(self.ids)) or step(self, frame))
+    counts: list[int] = []
+    summary = StageTimer.summary
+    monkeypatch.setattr(StageTimer, "summary", lambda self: counts.extend(n for _, (n,) in self._rings.values()) or summary(self))
     name = BackendName.ONNXRUNTIME_CUDA
     found = time_tracker(bundle_micro, name, frames=2, objects=3, warm=1, open_bundle=Opener(library))
     assert found["ok"] and found["device"]["name"] == "FAKE GPU" and "waits" in found["note"]
     assert [(case["objects"], case["prune"]) for case in found["cases"]] == [(n, p) for n in (1, 3) for p in ("dense", "mask 0.05")]
     assert sorted(set(taken)) == [0, 1, 3] and len(taken) == 8 * (1 + 1 + 2)
+    assert counts == [2] * 4 * 6, "samples of the frames that are timed alone: steps, steps with waits and four graphs"
     for case in found["cases"]:
         assert set(case["stages_ms"]) == {"image_encoder", "memory_attention", "mask_decoder", "memory_encoder"}
         assert sum(stage["median"] for stage in case["stages_ms"].values()) < case["step_with_waits_ms"]["p90"] * 1.5
