@@ -182,9 +182,9 @@ def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
                     points.sort(key=lambda r: r["keep"])
                     if points:
                         label = policy if text == "none" else f"{policy}, {text} text"
-                        x, error = [r["keep"] for r in points], [r["loss_ci95"] for r in points]
+                        x, spread = [r["keep"] for r in points], [r["loss_ci95"] for r in points]
                         y = [-r["loss_mean"] for r in points]
-                        axis.errorbar(x, y, error, fmt=style, marker="o", markersize=3, capsize=2, color=colours[policy], label=label)
+                        axis.errorbar(x, y, spread, fmt=style, marker="o", markersize=3, capsize=2, color=colours[policy], label=label)
             axis.set_xscale("log")
             axis.set_xlim(keeps[0] / 1.3, keeps[-1] * 1.3)
             axis.set_xticks(keeps, [f"{100 * keep:g} %" for keep in keeps])
