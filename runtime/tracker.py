@@ -409,7 +409,7 @@ class Tracker:
         if newest:
             with self._timer.stage("postprocess"):
                 logits = device.stack([o.logits for o in newest])
-                numbers = (device.concatenate([o.score for o in newest]), device.concatenate([o.iou for o in newest]))
+                numbers = [device.stack(own).reshape((-1,)) for own in ([o.score for o in newest], [o.iou for o in newest])]
                 judged = () if cues is None else cues.tensors
                 masks, logits, scores, ious, *fetched = device.fetch(device.masks(logits, size), logits, *numbers, *judged)
             report = None if cues is None else cues.report(fetched)

@@ -219,6 +219,19 @@ def test_bad_input_is_refused_and_loses_nothing(bundle: LoadedBundle, call: Any,
     assert _same(tracker.step(FRAMES[5]), _run(bundle.tracker(), 6)[-1])
 
 
+@pytest.mark.parametrize("prune", [Prune(), Prune(policy="mask", keep=0.1)], ids=["dense", "mask"])
+def test_results_are_the_callers_to_write_into(bundle: LoadedBundle, prune: Prune) -> None:
+    tracker, untouched = bundle.tracker(prune=prune), bundle.tracker(prune=prune)
+    for t, frame in enumerate(FRAMES[:6]):
+        results = [own.step(frame) if t else (own.step(frame), own.add(1, box=BOX))[1] for own in (tracker, untouched)]
+        assert _same(*results), t
+        written = results[0]
+        for array in (written.masks, written.low_res_logits, written.scores, written.ious, written.visible):
+            array[...] = -7
+        if written.tokens is not None:
+            written.tokens.scores[...] = -7
+
+
 def test_prompts_need_a_frame(bundle: LoadedBundle) -> None:
     with pytest.raises(PromptError, match="step"):
         bundle.tracker().add(1, box=BOX)
