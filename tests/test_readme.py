@@ -56,7 +56,7 @@ def test_readme(exported_before: list[Path], tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     _write_clip(tmp_path / "clip.mp4")
     blocks = BLOCK.findall(README.read_text())
-    assert [kind for kind, _ in blocks] == ["sh", "sh", "sh", "python"]
+    assert [kind for kind, _ in blocks] == ["sh", "sh", "sh", "sh", "python"]
     for kind, text in blocks:
         if kind == "python":
             exec(compile(text, "README.md", "exec"), {})
