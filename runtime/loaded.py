@@ -135,7 +135,12 @@ class LoadedBundle:
 
 
 def load(
-    path: str | os.PathLike[str], *, backend: str = BackendName.ONNXRUNTIME.value, threads: int | None = None, gpu: int = 0
+    path: str | os.PathLike[str],
+    *,
+    backend: str = BackendName.ONNXRUNTIME.value,
+    threads: int | None = None,
+    gpu: int = 0,
+    cuda_graphs: bool = False,
 ) -> LoadedBundle:
     """Open a bundle.
 
@@ -145,6 +150,7 @@ def load(
             onnxruntime-cuda and onnxruntime, "gpu" the first of these but the last.
         threads: CPU threads inside one operator; None uses every core this process may use.
         gpu: which GPU, as CUDA_VISIBLE_DEVICES leaves them; the CPU backend reads it not.
+        cuda_graphs: replay engines as CUDA graphs in steady state; the CPU backend reads it not.
 
     Raises:
         BundleError: if the bundle is missing, damaged, altered, or of another version.
@@ -158,7 +164,7 @@ def load(
             )
         )
     manifest = read_manifest(folder)
-    opened, passed_over = open_backend(folder, manifest, BackendName(backend), threads=threads, gpu=gpu)
+    opened, passed_over = open_backend(folder, manifest, BackendName(backend), threads=threads, gpu=gpu, cuda_graphs=cuda_graphs)
     loaded = LoadedBundle(folder, manifest, opened)
     loaded.passed_over = passed_over
     return loaded

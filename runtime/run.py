@@ -60,6 +60,7 @@ def run_video(
     tokens: bool = False,
     backend: BackendName = BackendName.ONNXRUNTIME,
     gpu: int = 0,
+    cuda_graphs: bool = False,
     on_backend: Callable[[str], object] | None = None,
     threads: int | None = None,
     window: Window | None = None,
@@ -96,6 +97,7 @@ def run_video(
         tokens: also write a video of the memory rows that are kept and why, see `TokenPanels`; needs a policy that scores rows.
         backend: where graphs run.
         gpu: which GPU, for backends that need one.
+        cuda_graphs: replay engines as CUDA graphs.
         on_backend: called with what `auto` chose, and why not another.
         threads: CPU threads inside one operator; every core this process may use when None.
         window: shows the overlay and takes boxes; the caller closes it.
@@ -147,11 +149,12 @@ def run_video(
         frames=frames,
         backend=backend,
         gpu=gpu,
+        cuda_graphs=cuda_graphs,
         threads=threads,
         show=window is not None,
         stream=stream,
     )
-    loaded = load(bundle, backend=backend.value, threads=threads, gpu=gpu)
+    loaded = load(bundle, backend=backend.value, threads=threads, gpu=gpu, cuda_graphs=cuda_graphs)
     options = replace(options, backend=BackendName(loaded.backend.name))
     if on_backend is not None and backend is BackendName.AUTO:
         whys: dict[str, list[str]] = {}

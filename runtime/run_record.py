@@ -36,10 +36,11 @@ class RunOptions:
     files: Mapping[str, bool]  # separate, rle, overlay, tokens
     frames: int | None
     backend: BackendName
-    gpu: int
     threads: int | None
     show: bool
     stream: str | None
+    gpu: int = 0
+    cuda_graphs: bool = False
 
     def command(self, plan: Sequence[TimedPrompt]) -> str | None:
         """The command line that repeats the run; None when `prune` has buckets, or a correction a text, that no option can name."""
@@ -68,6 +69,7 @@ class RunOptions:
             "--separate": self.files["separate"],
             "--rle": self.files["rle"],
             "--no-overlay": self.out is not None and not self.files["overlay"],
+            "--cuda-graphs": self.cuda_graphs,
             "--guard": prune.guard,
             "--show-tokens": self.files["tokens"],
         }

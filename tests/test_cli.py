@@ -126,6 +126,9 @@ def test_run_options(run_calls: list[Any], tmp_path: Path) -> None:
     prune = ["--prune", "mask", "--keep", "0.05", "--protect", "newest", "--seed", "9", "--guard", "--show-tokens", "--text", "4:a cup"]
     prune += ["--query-prune", "drop", "--query-keep", "0.5"]
     numbers = [
+        "--gpu",
+        "1",
+        "--cuda-graphs",
         "--frames",
         "8",
         "--threads",
@@ -164,6 +167,9 @@ def test_run_options(run_calls: list[Any], tmp_path: Path) -> None:
         "overlay": False,
         "tokens": True,
         "backend": BackendName.ONNXRUNTIME,
+        "gpu": 1,
+        "cuda_graphs": True,
+        "on_backend": None,
         "threads": 1,
         "window": None,
         "stream": "udp://127.0.0.1:5000",

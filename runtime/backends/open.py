@@ -16,7 +16,7 @@ GPU_BACKENDS = (BackendName.TENSORRT, BackendName.TENSORRT_RTX, BackendName.ONNX
 
 
 def open_backend(
-    folder: Path, manifest: Manifest, name: BackendName, *, threads: int | None = None, gpu: int = 0
+    folder: Path, manifest: Manifest, name: BackendName, *, threads: int | None = None, gpu: int = 0, cuda_graphs: bool = False
 ) -> tuple[Backend, dict[str, str]]:
     """Open a backend.
 
@@ -26,6 +26,7 @@ def open_backend(
         name: which; another one is never opened in its place, but for `auto` and `gpu`.
         threads: CPU threads inside one operator; None uses every core this process may use.
         gpu: which GPU.
+        cuda_graphs: replay engines as CUDA graphs, see `runtime.gpu.graphs`; backends on the CPU read it not.
 
     Returns:
         The backend; for `auto` and `gpu`, why each backend that would have come before it was passed over.
@@ -37,11 +38,11 @@ def open_backend(
     if name is BackendName.ONNXRUNTIME:
         return OnnxRuntimeBackend(folder, manifest, threads=threads), {}
     if name not in (BackendName.AUTO, BackendName.GPU):
-        return _on_gpu(folder, manifest, name, threads, gpu), {}
+        return _on_gpu(folder, manifest, name, threads, gpu, cuda_graphs), {}
     passed_over: dict[str, str] = {}
     for candidate in GPU_BACKENDS:
         try:
-            return _on_gpu(folder, manifest, candidate, threads, gpu), passed_over
+            return _on_gpu(folder, manifest, candidate, threads, gpu, cuda_graphs), passed_over
         except (BackendError, BundleError) as error:
             passed_over[candidate.value] = str(error)
     if name is BackendName.GPU:
@@ -51,10 +52,11 @@ def open_backend(
     return OnnxRuntimeBackend(folder, manifest, threads=threads), passed_over
 
 
-def _on_gpu(folder: Path, manifest: Manifest, name: BackendName, threads: int | None, index: int) -> Backend:
+def _on_gpu(folder: Path, manifest: Manifest, name: BackendName, threads: int | None, index: int, cuda_graphs: bool) -> Backend:
     from fastsam2.runtime.gpu.backend import GpuBackend
     from fastsam2.runtime.gpu.driver import PyCudaGpu
     from fastsam2.runtime.gpu.engines import Engines
+    from fastsam2.runtime.gpu.graphs import GraphEngines
     from fastsam2.runtime.gpu.onnxruntime import OrtEngines
     from fastsam2.runtime.gpu.tensorrt import TensorRTEngines
 
@@ -65,7 +67,7 @@ def _on_gpu(folder: Path, manifest: Manifest, name: BackendName, threads: int | 
             engines = OrtEngines(folder, manifest, gpu, threads=threads)
         else:
             engines = TensorRTEngines(folder, manifest, gpu, Flavor(name.value), cache_folder=cache_folder())
-        return GpuBackend(gpu, engines, manifest.model)
+        return GpuBackend(gpu, GraphEngines(engines, gpu) if cuda_graphs else engines, manifest.model)
     except BaseException:
         gpu.close()
         raise

@@ -17,6 +17,7 @@ from fastsam2.runtime.gpu.array import DeviceArray
 from fastsam2.runtime.gpu.device import GpuDevice
 from fastsam2.runtime.gpu.driver import Gpu
 from fastsam2.runtime.gpu.engines import Engines
+from fastsam2.runtime.gpu.graphs import GraphEngines
 
 
 class GpuBackend:
@@ -53,9 +54,10 @@ class GpuBackend:
         """For records: name, compute capability, and device memory in bytes.
 
         "arrays_peak" is the most that arrays (frames, features, memory) ever took at once, "arrays_held" what is kept for them,
-        "activations" what engines share, and "used" everything on the GPU, other programs included.
+        "activations" what engines share, and "used" everything on the GPU, other programs included; "cuda_graphs" where they are replayed.
         """
         pool, (free, total) = self.device.pool, self.gpu.memory()
+        graphs = {"cuda_graphs": self.engines.facts()} if isinstance(self.engines, GraphEngines) else {}
         return {
             "name": self.gpu.name,
             "compute_capability": self.gpu.capability,
@@ -64,6 +66,7 @@ class GpuBackend:
             "activations": self.engines.activation_bytes(),
             "used": total - free,
             "total": total,
+            **graphs,
         }
 
     def close(self) -> None:
