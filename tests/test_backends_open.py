@@ -60,7 +60,7 @@ def test_auto_takes_the_first_that_is_ready(monkeypatch: pytest.MonkeyPatch, rea
     class Ready:
         name = ready.value
 
-    def on_gpu(folder: Path, manifest: Any, name: BackendName, threads: int | None, index: int) -> Any:
+    def on_gpu(folder: Path, manifest: Any, name: BackendName, threads: int | None, index: int, cuda_graphs: bool) -> Any:
         if name is ready:
             return Ready()
         raise BundleError(f"no {name.value}")

@@ -105,10 +105,20 @@ def test_run_defaults_are_those_of_the_library(run_calls: list[Any]) -> None:
     assert path == "bundle" and options.pop("source") == "v.mp4" and options.pop("out") == Path("out")
     assert options.pop("prompts") == [TimedPrompt(id=1, points=((3, 4),), labels=(1,))]
     assert options.pop("prune") == Prune()
-    assert options.pop("progress") is not None and options.pop("on_description") is not None
+    assert all(options.pop(name) is not None for name in ("progress", "on_description", "on_backend"))
     parameters = inspect.signature(run_video).parameters
     assert options == {name: parameters[name].default for name in options}
-    assert set(options) == set(parameters) - {"bundle", "source", "out", "prompts", "prune", "progress", "on_description", "amend"}
+    assert set(options) == set(parameters) - {
+        "bundle",
+        "source",
+        "out",
+        "prompts",
+        "prune",
+        "progress",
+        "on_description",
+        "on_backend",
+        "amend",
+    }
 
 
 def test_presets(run_calls: list[Any], capsys: pytest.CaptureFixture[str]) -> None:

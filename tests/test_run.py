@@ -19,7 +19,7 @@ from PIL import Image
 
 from fastsam2.cli import main
 from fastsam2.config import Prune
-from fastsam2.enums import PrunePolicy, QueryPolicy
+from fastsam2.enums import BackendName, PrunePolicy, QueryPolicy
 from fastsam2.errors import FastSam2Error, PromptError, VideoError
 from fastsam2.runtime import run as run_module
 from fastsam2.runtime.backends.onnxruntime import usable_cores
@@ -86,6 +86,15 @@ class Bundle:
     spec = SPEC
     folder = BUNDLE
     manifest = SimpleNamespace(text=None)
+    backend = SimpleNamespace(name="onnxruntime")
+    gpu: dict[str, Any] | None = None
+    closed = 0
+
+    def device_facts(self) -> dict[str, Any] | None:
+        return self.gpu
+
+    def close(self) -> None:
+        self.closed += 1
 
     def tracker(self, **options: Any) -> RecordingTracker:
         self.made = RecordingTracker(options)
@@ -238,7 +247,9 @@ def test_command_repeats_the_run(folder: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(run_module, "load", lambda *args, **options: loads.append((args, options)) or Bundle())
     with pytest.raises(SystemExit, match="0"):
         main(args)
-    assert program == "fastsam2" and loads == [(("./bundle dir",), {"backend": "onnxruntime", "threads": 2})]
+    assert program == "fastsam2" and loads == [
+        (("./bundle dir",), {"backend": "onnxruntime", "threads": 2, "gpu": 0, "cuda_graphs": False})
+    ]
     again = json.loads((tmp_path / "an out" / "run.json").read_text())
     assert {key: again[key] for key in ("config", "command", "objects", "per_frame")} == {
         key: record[key] for key in ("config", "command", "objects", "per_frame")
@@ -404,3 +415,17 @@ def test_texts_and_token_videos_that_are_refused(folder: Path, tmp_path: Path, o
     with pytest.raises(PromptError, match=reason):
         _run(Bundle(), folder, tmp_path / "out", read_prompts(boxes=["1,2,10,12"], texts=["a cup"]), **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_gpu_is_on_record_and_given_back(folder: Path, tmp_path: Path) -> None:
+    bundle = Bundle()
+    bundle.backend, bundle.gpu = SimpleNamespace(name="tensorrt-rtx"), {"name": "a GPU", "arrays_peak": 7}
+    box = read_prompts(boxes=["1:1,2,10,12"])
+    record = _run(bundle, folder, tmp_path / "out", box, backend=BackendName.GPU, gpu=1, cuda_graphs=True)
+    assert (record["backend"], record["gpu"], bundle.closed) == ("tensorrt-rtx", bundle.gpu, 1)
+    assert "--backend tensorrt-rtx --gpu 1" in record["command"] and "--cuda-graphs" in record["command"]
+    assert "gpu" not in _run(Bundle(), folder, tmp_path / "cpu", box)
+    failing = Bundle()
+    with pytest.raises(PromptError):
+        _run(failing, folder, tmp_path / "late", read_prompts(boxes=["1:1,2,10,12@99"]))
+    assert failing.closed == 1
