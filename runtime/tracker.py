@@ -406,17 +406,17 @@ class Tracker:
         """Outcomes of a frame on the host, as its result and one by one. The only place that waits for the device."""
         newest, device = list(outcomes.values()), self._device
         report = None
-        if newest:
-            with self._timer.stage("postprocess"):
+        with self._timer.stage("postprocess"):
+            if newest:
                 logits = device.stack([o.logits for o in newest])
                 numbers = [device.stack(own).reshape((-1,)) for own in ([o.score for o in newest], [o.iou for o in newest])]
                 judged = () if cues is None else cues.tensors
                 masks, logits, scores, ious, *fetched = device.fetch(device.masks(logits, size), logits, *numbers, *judged)
-            report = None if cues is None else cues.report(fetched)
-        else:
-            side = self.spec.low_res
-            masks, logits = np.zeros((0, *size), np.bool_), np.zeros((0, side, side), np.float32)
-            scores = ious = np.zeros(0, np.float32)
+                report = None if cues is None else cues.report(fetched)
+            else:
+                side = self.spec.low_res
+                masks, logits = np.zeros((0, *size), np.bool_), np.zeros((0, side, side), np.float32)
+                scores = ious = np.zeros(0, np.float32)
         known = [self._objects.get(i) for i in outcomes]
         held = tuple(o.memory.rows_held if o is not None else 0 for o in known)
         result = Result(

@@ -22,6 +22,7 @@ NEEDS_EXPORTER = (
     "fastsam2.benchmarks.against_official",
     "fastsam2.benchmarks.many_objects",
     "fastsam2.benchmarks.pruning",
+    "fastsam2.benchmarks.text_cue",
 )
 SHIPPED = ("fastsam2/models/", "fastsam2/samples/")
 HEAVY = ("torch", "sam2", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "av", "cv2", "numpy", "PIL")
