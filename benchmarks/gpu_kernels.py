@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
@@ -110,12 +110,12 @@ class GuardedPool(Pool):
         self._whole: list[DeviceArray] = []
         self._pattern = gpu.pinned(0)
 
-    def empty(self, shape: Sequence[int], dtype: npt.DTypeLike) -> DeviceArray:
+    def empty(self, shape: Sequence[int], dtype: npt.DTypeLike, purpose: Hashable = None) -> DeviceArray:
         """See `Pool.empty`."""
         if not self.guarding:
-            return super().empty(shape, dtype)
+            return super().empty(shape, dtype, purpose)
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-        whole = super().empty((nbytes + 2 * _GUARD_BYTES,), np.uint8)
+        whole = super().empty((nbytes + 2 * _GUARD_BYTES,), np.uint8, purpose)
         if len(self._pattern) < whole.nbytes:
             self.gpu.synchronize()  # copies from the present pattern
             self._pattern = self.gpu.pinned(whole.nbytes)

@@ -290,14 +290,15 @@ def test_views_and_joins(backend: GpuBackend) -> None:
 def test_pool_and_staging() -> None:
     gpu = FakeGpu()
     pool, staging = Pool(gpu), Staging(gpu)
-    first = pool.empty((100,), np.float32)
+    first = pool.empty((100,), np.float32, "a")
     view = first[10:20]
     del first
-    assert pool.empty((100,), np.float32).address != view.address - 40, "memory of a view is in use"
+    assert pool.empty((100,), np.float32, "a").address != view.address - 40, "memory of a view is in use"
     address = view.address - 40
     del view
-    assert pool.empty((90,), np.float32).address == address
-    assert (pool.allocations, pool.used_bytes, pool.held_bytes) == (2, 0, 1024)
+    assert pool.empty((90,), np.float32, "a").address == address
+    assert pool.empty((90,), np.float32, "b").address != address
+    assert (pool.allocations, pool.used_bytes, pool.held_bytes) == (3, 0, 1536)
     a, b = staging.array((3,), np.uint8), staging.array((2, 5), np.float64)
     assert b.ctypes.data >= a.ctypes.data + 3 and b.ctypes.data % 8 == 0
     staging.array((5_000_000,), np.uint8)
@@ -305,7 +306,7 @@ def test_pool_and_staging() -> None:
     assert staging.array((3,), np.uint8).ctypes.data == a.ctypes.data
     staging.array((5_000_000,), np.uint8)
     assert gpu.count("pinned") == 2
-    assert isinstance(pool.empty((0, 4), np.int32), DeviceArray)
+    assert isinstance(pool.empty((0, 4), np.int32, "a"), DeviceArray)
 
 
 def test_sizes_waste_an_eighth_at_most() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,10 @@ _STAGING_BYTES = 4 * 1024 * 1024  # of one piece of page-locked memory, at least
 class Block:
     """Device memory; goes back to its pool when nothing refers to it."""
 
-    __slots__ = ("address", "nbytes", "pool")
+    __slots__ = ("address", "nbytes", "pool", "purpose")
 
-    def __init__(self, pool: Pool, address: int, nbytes: int) -> None:
-        self.pool, self.address, self.nbytes = pool, address, nbytes
+    def __init__(self, pool: Pool, address: int, nbytes: int, purpose: Hashable) -> None:
+        self.pool, self.address, self.nbytes, self.purpose = pool, address, nbytes, purpose
 
     def __del__(self) -> None:
         self.pool.take_back(self)
@@ -98,32 +98,38 @@ class Pool:
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
         self.allocations = self.held_bytes = self.used_bytes = self.peak_bytes = 0
-        self._free: dict[int, list[int]] = defaultdict(list)  # size -> addresses
+        self._free: dict[tuple[Hashable, int], list[int]] = defaultdict(list)  # purpose and size -> addresses
         self._closed = False
 
-    def empty(self, shape: Sequence[int], dtype: npt.DTypeLike) -> DeviceArray:
+    def empty(self, shape: Sequence[int], dtype: npt.DTypeLike, purpose: Hashable = None) -> DeviceArray:
         """An array whose elements mean nothing yet.
+
+        Args:
+            shape: sizes.
+            dtype: element type.
+            purpose: memory goes round among arrays of one purpose, so that a loop that repeats itself meets the same addresses soon again;
+                what waits for a purpose of its own is little beside that.
 
         Raises:
             BackendError: if device memory ran out, even after giving back what was kept for reuse.
         """
         size = _rounded(math.prod(shape) * np.dtype(dtype).itemsize)
-        free = self._free[size]
+        free = self._free[purpose, size]
         address = free.pop() if free else self._allocate(size)
         self.used_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.used_bytes)
-        return DeviceArray(Block(self, address, size), 0, tuple(shape), dtype)
+        return DeviceArray(Block(self, address, size, purpose), 0, tuple(shape), dtype)
 
     def take_back(self, block: Block) -> None:
         """What a block does when nothing refers to it any more."""
         self.used_bytes -= block.nbytes
         if not self._closed:
-            self._free[block.nbytes].append(block.address)
+            self._free[block.purpose, block.nbytes].append(block.address)
 
     def trim(self) -> None:
         """Give what is not in use back to the GPU. Waits for the stream."""
         self.gpu.synchronize()
-        for size, addresses in self._free.items():
+        for (_, size), addresses in self._free.items():
             for address in addresses:
                 self.gpu.release(address)
                 self.held_bytes -= size

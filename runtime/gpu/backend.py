@@ -43,7 +43,7 @@ class GpuBackend:
         given = {name: self.device.put(tensor) for name, tensor in inputs.items()}
         sizes = self._sizes(table, given)
         outputs = {
-            t.name: self.device.pool.empty([sizes[d] if isinstance(d, str) else d for d in t.shape(self.spec)], t.dtype)
+            t.name: self.device.pool.empty([sizes[d] if isinstance(d, str) else d for d in t.shape(self.spec)], t.dtype, (role, t.name))
             for t in table.outputs
         }
         self.gpu.activate()

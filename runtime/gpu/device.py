@@ -62,7 +62,7 @@ class GpuDevice:
         source = np.asarray(array)
         staged = self._staging.array(source.shape, source.dtype)
         staged[...] = source
-        target = self.pool.empty(source.shape, source.dtype)
+        target = self.pool.empty(source.shape, source.dtype, "put")
         self.gpu.upload(target.address, staged)
         return target
 
@@ -84,7 +84,7 @@ class GpuDevice:
         word = np.asarray(value, dtype)
 
         def make() -> DeviceArray:
-            target = self.pool.empty(shape, word.dtype)
+            target = self.pool.empty(shape, word.dtype, "full")
             self._ops.fill(target=target.address, value=word.tobytes(), n=target.nbytes // word.itemsize, stream=self.gpu.stream)
             return target
 
@@ -96,31 +96,31 @@ class GpuDevice:
 
     def copy(self, tensor: Tensor) -> DeviceArray:
         """See `Device.copy`."""
-        return self._joined([self.put(tensor)], tensor.shape)
+        return self._joined([self.put(tensor)], tensor.shape, "copy")
 
     def stack(self, tensors: Sequence[Tensor]) -> DeviceArray:
         """See `Device.stack`; a view where the arrays lie behind each other already."""
         parts = [self.put(t) for t in tensors]
         shape = (len(parts), *parts[0].shape)
-        return _in_place(parts, shape) or self._joined(parts, shape)
+        return _in_place(parts, shape) or self._joined(parts, shape, "stack")
 
     def concatenate(self, tensors: Sequence[Tensor]) -> DeviceArray:
         """See `Device.concatenate`; a view where the arrays lie behind each other already."""
         parts = [self.put(t) for t in tensors]
         shape = (sum(len(p) for p in parts), *parts[0].shape[1:])
-        return _in_place(parts, shape) or self._joined(parts, shape)
+        return _in_place(parts, shape) or self._joined(parts, shape, "concatenate")
 
     def clamp(self, tensor: Tensor, limit: float) -> DeviceArray:
         """See `Device.clamp`."""
         values = self.put(tensor)
-        clamped = self.pool.empty(values.shape, np.float32)
+        clamped = self.pool.empty(values.shape, np.float32, "clamp")
         self._ops.clamp(values=values.address, clamped=clamped.address, n=values.nbytes // 4, limit=limit, stream=self._stream())
         return clamped
 
     def to_bfloat16(self, rows: Tensor) -> DeviceArray:
         """See `Device.to_bfloat16`."""
         values = self.put(rows)
-        bits = self.pool.empty(values.shape, np.uint16)
+        bits = self.pool.empty(values.shape, np.uint16, "rows")
         self._ops.round_bfloat16(values=values.address, bits=bits.address, n=values.nbytes // 4, stream=self._stream())
         return bits
 
@@ -128,7 +128,7 @@ class GpuDevice:
         """See `Device.top_k_gather`."""
         source, order = self.put(rows), self.put(scores)
         (n, width), item = source.shape, source.dtype.itemsize
-        kept, index = self.pool.empty((keep, width), source.dtype), self.pool.empty((keep,), np.int32)
+        kept, index = self.pool.empty((keep, width), source.dtype, "rows"), self.pool.empty((keep,), np.int32, "index")
         call = TopKGather(
             scores=order.address,
             rows=source.address,
@@ -145,13 +145,13 @@ class GpuDevice:
     def pool_2x2(self, rows: Tensor, grid: int) -> DeviceArray:
         """See `Device.pool_2x2`."""
         source = self.put(rows)
-        pooled = self.pool.empty((len(source) // 4, source.shape[1]), np.uint16)
+        pooled = self.pool.empty((len(source) // 4, source.shape[1]), np.uint16, "rows")
         self._ops.pool_2x2(rows=source.address, pooled=pooled.address, grid=grid, dim=source.shape[1], stream=self._stream())
         return pooled
 
     def memory_reader(self, spec: ModelSpec) -> MemoryReader:
         """See `Device.memory_reader`; one upload and one launch."""
-        dim, hidden = spec.memory_dim, spec.hidden_dim
+        dim, hidden, with_bias = spec.memory_dim, spec.hidden_dim, self.engines.target is ExportTarget.TENSORRT
 
         def read(readings: Sequence[Reading]) -> dict[str, Tensor]:
             frames = [[(self.put(rows), self.put(position), age) for rows, position, age in r.frames] for r in readings]
@@ -163,14 +163,16 @@ class GpuDevice:
             table = self.put(layout.data)
             b, m, p = layout.batch, layout.rows, layout.pointers
             inputs = {
-                "memory": self.pool.empty((b, m, dim), np.float32),
-                "position": self.pool.empty((b, m), np.int32),
-                "age": self.pool.empty((b, m), np.int32),
-                "pointers": self.pool.empty((b, p, hidden), np.float32),
-                "pointer_offset": self.pool.empty((b, p), np.float32),
+                name: self.pool.empty(shape, dtype, name)
+                for name, shape, dtype in (
+                    ("memory", (b, m, dim), np.float32),
+                    ("position", (b, m), np.int32),
+                    ("age", (b, m), np.int32),
+                    ("pointers", (b, p, hidden), np.float32),
+                    ("pointer_offset", (b, p), np.float32),
+                    *([("memory_bias", (b, m + p * spec.pointer_tokens), np.float32)] if with_bias else []),
+                )
             }
-            if self.engines.target is ExportTarget.TENSORRT:
-                inputs["memory_bias"] = self.pool.empty((b, m + p * spec.pointer_tokens), np.float32)
             addresses = {name: array.address for name, array in inputs.items()}
             self._ops.read_memory(table=table.address, layout=layout, dim=dim, hidden=hidden, **addresses, stream=self._stream())
             return dict(inputs)
@@ -181,8 +183,8 @@ class GpuDevice:
         """See `Device.pixels`."""
         height, width = frame.shape[:2]
         by_rows = rows_first(height, width, size)
-        source, scratch = self.put(frame), self.pool.empty((size, width, 3) if by_rows else (height, size, 3), np.uint8)
-        pixels = self.pool.empty((1, 3, size, size), np.uint8)
+        source, scratch = self.put(frame), self.pool.empty((size, width, 3) if by_rows else (height, size, 3), np.uint8, "scratch")
+        pixels = self.pool.empty((1, 3, size, size), np.uint8, "pixels")
         column_bounds, column_weights = self._resize_tables(width, size)
         row_bounds, row_weights = self._resize_tables(height, size)
         self._ops.resize(
@@ -205,7 +207,7 @@ class GpuDevice:
         """See `Device.masks`."""
         values, (height, width) = self.put(logits), size
         batch, side = values.shape[:2]
-        masks = self.pool.empty((batch, height, width), np.bool_)
+        masks = self.pool.empty((batch, height, width), np.bool_, "masks")
         tables = {} if (height, width) == (side, side) else {"rows": self._lerp(side, height), "columns": self._lerp(side, width)}
         self._ops.masks(
             logits=values.address,
@@ -222,7 +224,7 @@ class GpuDevice:
     def mask_scores(self, logits: Tensor, grid: int) -> DeviceArray:
         """See `Device.mask_scores`."""
         values, order = self.put(logits), self._constant(("order", grid), lambda: self.put(uniform_scores(grid)))
-        scores = self.pool.empty((grid * grid,), np.float32)
+        scores = self.pool.empty((grid * grid,), np.float32, "scores")
         addresses = {"logits": values.address, "order": order.address, "scores": scores.address}
         self._ops.mask_scores(**addresses, batch=1, grid=grid, stream=self._stream())
         return scores
@@ -230,7 +232,7 @@ class GpuDevice:
     def uncertainty(self, logits: Tensor, grid: int) -> DeviceArray:
         """See `Device.uncertainty`."""
         source = self.put(logits)
-        values = self.pool.empty((len(source), grid * grid), np.float32)
+        values = self.pool.empty((len(source), grid * grid), np.float32, "uncertainty")
         self._ops.uncertainty(logits=source.address, values=values.address, batch=len(source), grid=grid, stream=self._stream())
         return values
 
@@ -262,8 +264,8 @@ class GpuDevice:
     def _lerp(self, side: int, size: int) -> DeviceArray:
         return self._constant(("lerp", side, size), lambda: self.put(lerp_table(*interpolation(side, size)).view(np.uint8)))
 
-    def _joined(self, parts: Sequence[DeviceArray], shape: tuple[int, ...]) -> DeviceArray:
-        target = self.pool.empty(shape, parts[0].dtype)
+    def _joined(self, parts: Sequence[DeviceArray], shape: tuple[int, ...], purpose: str) -> DeviceArray:
+        target = self.pool.empty(shape, parts[0].dtype, purpose)
         start = target.address
         for part in parts:
             self.gpu.copy(start, part.address, part.nbytes)
