@@ -25,13 +25,14 @@ from fastsam2.contracts import graph_spec
 from fastsam2.engines import trt_compat
 from fastsam2.engines.build import build_engines
 from fastsam2.engines.records import load_engines, targets_for
+from fastsam2.engines.trt_log import logger_of
 from fastsam2.enums import ExportTarget, Flavor, GraphRole
 from fastsam2.errors import BackendError, FastSam2Error, expected
 from fastsam2.runtime.backends.onnxruntime import CPU_PROVIDER, open_session, usable_cores
 from fastsam2.runtime.gpu.array import DeviceArray, Pool
 from fastsam2.runtime.gpu.driver import Gpu, PyCudaGpu
 from fastsam2.runtime.gpu.engines import Engines
-from fastsam2.runtime.gpu.tensorrt import TensorRTEngines
+from fastsam2.runtime.gpu.tensorrt import TensorRTEngines, invalid_because
 
 Array = npt.NDArray[Any]
 OpenEngines = Callable[[Path, Manifest, Gpu, Flavor], Engines]
@@ -95,7 +96,7 @@ def calls(spec: ModelSpec, objects: int) -> dict[str, dict[str, int]]:
 
 
 def accepted(folder: Path, manifest: Manifest, flavor: Flavor, capability: str) -> dict[GraphRole, dict[str, Any]]:
-    """What TensorRT says of each engine's file before anything else is tried; the log of TensorRT goes to stderr.
+    """What TensorRT says of each engine's file before anything else is tried; its last errors go to stderr.
 
     Args:
         folder: of the bundle.
@@ -114,18 +115,17 @@ def accepted(folder: Path, manifest: Manifest, flavor: Flavor, capability: str) 
     version = str(trt.__version__)
     there = targets_for(folder, flavor, version=version, capability=capability)
     home, engines = load_engines(folder, manifest, flavor, version=version, target=there[0] if there else capability)
-    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+    log = logger_of(trt)
+    runtime = trt.Runtime(log)
     found: dict[GraphRole, dict[str, Any]] = {}
     for entry in engines.engines:
         data = (home / entry.file.path).read_bytes()
         facts = found[entry.graph] = {"file": f"{home.name}/{entry.file.path}", "bytes": len(data), "precision": entry.precision.value}
         if hasattr(runtime, "get_engine_validity"):
             validity, bits = runtime.get_engine_validity(data)
-            members = trt.EngineInvalidityDiagnostics.__members__
-            facts["validity"] = validity.name
-            facts["diagnosis"] = [name for name, bit in members.items() if int(bits) & int(bit.value)]
+            facts["validity"], facts["diagnosis"] = validity.name, invalid_because(trt, bits)
         facts["deserialized"] = runtime.deserialize_cuda_engine(data) is not None
-        print(f"{entry.graph.value}: {json.dumps(facts)}", file=sys.stderr, flush=True)
+        print(f"{entry.graph.value}: {json.dumps(facts)}; {log.said()}", file=sys.stderr, flush=True)
     return found
 
 

@@ -24,6 +24,7 @@ from typing import Any
 from fastsam2.engines.layers import listing_of
 from fastsam2.engines.profiles import Profile
 from fastsam2.engines.targets import PORTABLE
+from fastsam2.engines.trt_log import Recording, logger_of, quoted
 from fastsam2.enums import Flavor
 from fastsam2.errors import BackendError, expected
 
@@ -31,7 +32,6 @@ OPTIONS: dict[str, str | bool] = {
     "tf32": False,
     "profiling_verbosity": "detailed",
 }  # of every build; float32 is float32, the listing names kernels
-_QUOTED_MESSAGES, _QUOTED_CHARACTERS = 3, 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +67,14 @@ def build_engine(
         BackendError: if the model does not parse or build; quotes the builder.
     """
     begin = time.perf_counter()
-    log = _logger(trt)
+    log = logger_of(trt)
+    recorded = log.record()
     builder = trt.Builder(log)
     network = builder.create_network(_network_flags(trt, flavor))
     parser = trt.OnnxParser(network, log)
     if not parser.parse(model):
         said = [f"{e.node_operator()} {e.node_name()}: {e.desc()}" for e in map(parser.get_error, range(parser.num_errors))]
-        raise _failed(f"{name} to parse", flavor, trt, said or log.errors())
+        raise _failed(f"{name} to parse", flavor, trt, said or recorded.errors)
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -87,33 +88,13 @@ def build_engine(
             config.set_timing_cache(cache := config.create_timing_cache(b""), False)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise _failed(f"{name} to build for {target}", flavor, trt, log.errors())
+        raise _failed(f"{name} to build for {target}", flavor, trt, recorded.errors)
     if cache is not None and timing_cache is not None:
         timing_cache.write_bytes(bytes(cache.serialize()))
     seconds = time.perf_counter() - begin
     serialized = bytes(engine)
-    listing = listing_of(log.messages) if flavor is Flavor.TENSORRT_RTX else _inspect(serialized, len(profiles), trt, log, name)
+    listing = listing_of(recorded.messages) if flavor is Flavor.TENSORRT_RTX else _inspect(serialized, len(profiles), trt, recorded, name)
     return Built(serialized, listing, seconds)
-
-
-def _logger(trt: Any) -> Any:
-    """A logger of `trt` that keeps every message."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]  # the module is known only now
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.messages: list[str] = []
-            self.severities: list[Any] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            self.messages.append(message)
-            self.severities.append(severity)
-
-        def errors(self) -> list[str]:
-            bad = (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR)
-            return [m for m, s in zip(self.messages, self.severities, strict=True) if s in bad]
-
-    return Logger()
 
 
 def _network_flags(trt: Any, flavor: Flavor) -> int:
@@ -140,18 +121,16 @@ def _add_profile(builder: Any, config: Any, profile: Profile, name: str) -> None
         raise BackendError(expected(f"a profile of {name} that the builder takes", f"{profile.name}: {profile.shapes}", todo))
 
 
-def _inspect(engine: bytes, profiles: int, trt: Any, log: Any, name: str) -> str:
+def _inspect(engine: bytes, profiles: int, trt: Any, recorded: Recording, name: str) -> str:
     """Activation memory of each profile and the layers, as the inspector of TensorRT has them."""
-    loaded = trt.Runtime(log).deserialize_cuda_engine(engine)
+    loaded = trt.Runtime(logger_of(trt)).deserialize_cuda_engine(engine)
     if loaded is None:
-        raise _failed(f"the engine of {name} to load on the GPU that built it", Flavor.TENSORRT, trt, log.errors())
+        raise _failed(f"the engine of {name} to load on the GPU that built it", Flavor.TENSORRT, trt, recorded.errors)
     memory = [loaded.get_device_memory_size_for_profile_v2(index) for index in range(max(1, profiles))]
     layers = loaded.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     return "\n".join([*(f"Total Activation Memory: {size} bytes" for size in memory), layers.rstrip()]) + "\n"
 
 
 def _failed(what: str, flavor: Flavor, trt: Any, said: Sequence[str]) -> BackendError:
-    quoted = dict.fromkeys(" ".join(message.split())[:_QUOTED_CHARACTERS] for message in said)
-    got = " | ".join(list(quoted)[:_QUOTED_MESSAGES]) or "no message"
     todo = f"Export the bundle again with this release, or use another version of {flavor.value}"
-    return BackendError(expected(f"{what} with {flavor.value} {trt.__version__}", got, todo))
+    return BackendError(expected(f"{what} with {flavor.value} {trt.__version__}", quoted(said), todo))

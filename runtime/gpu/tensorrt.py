@@ -11,11 +11,9 @@ import logging
 import os
 import re
 import threading
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from fastsam2.contracts import GraphSpec, TensorSpec, graph_spec
 from fastsam2.engines import trt_compat
 from fastsam2.engines.records import EngineEntry, build_command, load_engines, targets_for
 from fastsam2.engines.targets import PORTABLE
+from fastsam2.engines.trt_log import logger_of
 from fastsam2.enums import ExportTarget, Flavor, GraphRole
 from fastsam2.errors import BackendError, BundleError, InternalError, StateError, expected, reason
 from fastsam2.runtime.gpu.driver import Gpu
@@ -39,7 +38,6 @@ _RAISES = {  # axis -> what gives it more room
     "Q": "Give fewer points for one object",
     "T": "Encode fewer descriptions at once",
 }
-_QUOTED_MESSAGES, _QUOTED_CHARACTERS = 3, 400
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +91,7 @@ class TensorRTEngines:
         wanted = there[0] if there else _default_target(flavor, gpu.capability)
         self._folder, self._set = load_engines(self._bundle, manifest, flavor, version=version, target=wanted)
         self._cache = _RuntimeCache(cache_folder, gpu.name) if flavor is Flavor.TENSORRT_RTX and cache_folder is not None else None
-        self._log = _log(self._trt)
+        self._log = logger_of(self._trt)
         self._runtime: Any = None
         self._loaded: dict[GraphRole, _Loaded] = {}
         self._activations, self._activation_bytes = 0, 0  # address, size
@@ -183,7 +181,7 @@ class TensorRTEngines:
     def _check_validity(self, data: bytes, entry: EngineEntry, path: Path) -> None:
         validity, bits = self._runtime.get_engine_validity(data)
         if validity == self._trt.EngineValidity.INVALID:
-            why = [name for name, bit in self._trt.EngineInvalidityDiagnostics.__members__.items() if int(bits) & int(bit.value)]
+            why = invalid_because(self._trt, bits)
             gpu = f"{self._gpu.name} (compute capability {self._gpu.capability})"
             got = f"one built for {self._set.target}: {', '.join(why) or 'no diagnosis'}; {self._log.said()}"
             todo = f"Build for this GPU: {self._command(entry, self._gpu.capability)}, or use the backend onnxruntime-cuda"
@@ -347,29 +345,9 @@ class _RuntimeCache:
             logger.warning("%s is of another GPU, driver or version, kernels are compiled again", self._path)
 
 
-@cache
-def _log(trt: Any) -> Any:
-    """The logger of one module, which keeps the last errors. It is never collected: TensorRT writes to the first one it ever got."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]  # the module is known only now
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.last: deque[str] = deque(maxlen=_QUOTED_MESSAGES)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.last.append(" ".join(message.split())[:_QUOTED_CHARACTERS])
-
-        def clear(self) -> None:
-            self.last.clear()
-
-        def said(self) -> str:
-            """The last errors, which are forgotten."""
-            quoted = " | ".join(dict.fromkeys(self.last)) or "no message"
-            self.last.clear()
-            return quoted
-
-    return Log()
+def invalid_because(trt: Any, bits: Any) -> list[str]:
+    """Names of the diagnostic bits that `get_engine_validity` set."""
+    return [name for name, bit in trt.EngineInvalidityDiagnostics.__members__.items() if int(bits) & int(bit.value)]
 
 
 def _module(flavor: Flavor, bundle: Path, capability: str) -> Any:
