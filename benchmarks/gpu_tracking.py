@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastsam2.benchmarks.score import jaccard
 from fastsam2.builtin import bundle_path, sample_path
 from fastsam2.bundle import MANIFEST_NAME, sha256_of
 from fastsam2.config import Prune
@@ -137,8 +138,7 @@ def agreement(results: list[Result], wanted: Mapping[str, npt.NDArray[Any]]) -> 
     ious, logits, unseen, covered = [], [0.0], 0, []
     for t, result in enumerate(results):
         masks, reference_logits = wanted[f"masks_{t}"], wanted[f"logits_{t}"]
-        both, either = (result.masks & masks).sum(axis=(1, 2)), (result.masks | masks).sum(axis=(1, 2))
-        ious.append(np.where(either == 0, 1.0, both / np.maximum(either, 1)))
+        ious.append(np.array([jaccard(ours, theirs) for ours, theirs in zip(result.masks, masks, strict=True)]))
         covered.append(masks.mean())
         ours, theirs = ((x != NO_OBJECT_LOGIT).any(axis=(1, 2)) for x in (result.low_res_logits, reference_logits))
         unseen += int((ours != theirs).sum())

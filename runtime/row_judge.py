@@ -30,7 +30,7 @@ class Judged:
         logits: float32 [L, L].
         score: float32 [1], object score, logit.
         iou: float32 [1], predicted IoU.
-        seen: the same on the host, for the guard.
+        seen: the same on the host, for the guard; None without it.
         text: float32 [E], the embedding of its description, or None.
     """
 
@@ -38,7 +38,7 @@ class Judged:
     logits: Tensor
     score: Tensor
     iou: Tensor
-    seen: Observation
+    seen: Observation | None
     text: Float | None
 
 
@@ -109,7 +109,7 @@ class RowJudge:
             return Judgement((None,) * len(objects), None, None, guard)
         alarms: dict[int, Alarm] = {}
         if pruner.prune.guard:
-            guard, alarms = judge(guard, {o.object_id: o.seen for o in objects}, len(pruner.budgets) - 1)
+            guard, alarms = judge(guard, {o.object_id: o.seen for o in objects if o.seen is not None}, len(pruner.budgets) - 1)
         keep = pruner.budgets[guard.level]
         unsure = routed = None
         scores: tuple[Tensor | None, ...]

@@ -65,7 +65,7 @@ class _Outcome:
 class _Object:
     memory: ObjectMemory
     newest: _Outcome
-    seen: Observation  # the newest outcome, on the host
+    seen: Observation | None  # the newest outcome, on the host; None without the guard, which asks for it
     text: Float | None  # float32 [E], embedding of its description
 
 
@@ -170,7 +170,7 @@ class Tracker:
             outcomes = self._track(index, features)
         result, seen = self._result(index, size, outcomes, None if judgement is None else judgement.cues)
         for object_id, outcome in outcomes.items():
-            self._objects[object_id].newest, self._objects[object_id].seen = outcome, seen[object_id]
+            self._objects[object_id].newest, self._objects[object_id].seen = outcome, seen.get(object_id)
         self._frame, self._size, self._pixels, self._features = index, size, pixels, features
         self._tokens = result.tokens
         self._guard = GuardState() if judgement is None else judgement.guard
@@ -392,18 +392,18 @@ class Tracker:
             labels=labels,
         )
 
-    def _result_with(self, object_id: int, outcome: _Outcome) -> tuple[Result, Observation]:
-        """The newest frame's result with one outcome that is not kept yet, and that outcome on the host."""
+    def _result_with(self, object_id: int, outcome: _Outcome) -> tuple[Result, Observation | None]:
+        """The newest frame's result with one outcome that is not kept yet, and what the guard has to know of that outcome."""
         assert self._frame is not None
         assert self._size is not None
         outcomes = {i: o.newest for i, o in self._objects.items()} | {object_id: outcome}
         result, seen = self._result(self._frame, self._size, outcomes, None)
-        return replace(result, tokens=self._tokens), seen[object_id]
+        return replace(result, tokens=self._tokens), seen.get(object_id)
 
     def _result(
         self, frame: int, size: tuple[int, int], outcomes: Mapping[int, _Outcome], cues: Cues | None
     ) -> tuple[Result, dict[int, Observation]]:
-        """Outcomes of a frame on the host, as its result and one by one. The only place that waits for the device."""
+        """Outcomes of a frame on the host: its result, and each for the guard if there is one. The only place that waits for the device."""
         newest, device = list(outcomes.values()), self._device
         report = None
         with self._timer.stage("postprocess"):
@@ -434,8 +434,9 @@ class Tracker:
             ),
             tokens=report,
         )
-        seen = {
+        if not self.pruner.prune.guard:
+            return result, {}
+        return result, {
             i: Observation(float(scores[row]), float(ious[row]), float(np.mean(logits[row] > 0)), outcome.prompted)
             for row, (i, outcome) in enumerate(outcomes.items())
         }
-        return result, seen

@@ -108,28 +108,17 @@ class FakeGpu:
         self.calls.append(("close", 0))
 
 
-class LateDriver:
-    """`HostDriver`, whose launches wait for `synchronize`."""
+class LateDriver(HostDriver):
+    """A `HostDriver` whose launches wait for `synchronize`."""
 
     def __init__(self, gpu: FakeGpu, library: Path) -> None:
-        self.gpu, self.host = gpu, HostDriver(library)
-
-    def compute_capability(self) -> tuple[int, int]:
-        return self.host.compute_capability()
-
-    def load(self, image: bytes, entry: str, parameter_bytes: int) -> Any:
-        return self.host.load(image, entry, parameter_bytes)
-
-    def find(self, entry: str, parameter_bytes: int) -> Any:
-        return self.host.find(entry, parameter_bytes)
-
-    def allow_shared(self, function: Any, shared_bytes: int) -> None:
-        self.host.allow_shared(function, shared_bytes)
+        super().__init__(library)
+        self.gpu = gpu
 
     def launch(self, function: Any, grid: Any, block: Any, shared_bytes: int, stream: Any, parameters: bytes) -> None:
         assert stream is self.gpu.stream, "everything goes to the loop's stream"
-        held = bytes(parameters)
-        self.gpu.enqueue(function.entry, 0, lambda: self.host.launch(function, grid, block, shared_bytes, stream, held))
+        held, at_once = bytes(parameters), super().launch
+        self.gpu.enqueue(function.entry, 0, lambda: at_once(function, grid, block, shared_bytes, stream, held))
 
 
 class LateEngines(OrtEngines):

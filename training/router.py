@@ -31,8 +31,11 @@ from fastsam2.export.router import add_router, fitted_to
 from fastsam2.export.wrappers.router import RouterGraph
 from fastsam2.kernels.reference import top_k
 from fastsam2.runtime.backends.protocol import Float
+from fastsam2.runtime.host_device import HOST
 from fastsam2.runtime.loaded import LoadedBundle, load
+from fastsam2.runtime.policies.base import RowContext
 from fastsam2.runtime.policies.mask import mask_scores
+from fastsam2.runtime.policies.random import RandomPolicy
 from fastsam2.runtime.policies.uniform import uniform_scores
 from fastsam2.runtime.uncertainty import uncertainty
 from fastsam2.training.attention_mass import AttentionTap
@@ -317,11 +320,9 @@ def captured_mass(
     logits = samples.logits.astype(np.float32)
     scores["mask"] = (everything, np.stack([mask_scores(own, spec.grid) for own in logits]))
     scores["uniform"] = (everything, np.broadcast_to(uniform_scores(spec.grid), samples.target.shape))
-    by_chance = [np.random.default_rng(i).permutation(spec.tokens).astype(np.float32) for i in everything]
-    scores["random"] = (
-        everything,
-        np.stack(by_chance),
-    )
+    by_chance = RandomPolicy(HOST)
+    chances = [by_chance.scores(RowContext(spec, 1, int(i), own, 0)) for i, own in enumerate(logits)]
+    scores["random"] = (everything, np.stack(HOST.fetch(*chances)))
     scores["oracle"] = (everything, samples.target)
     mean: dict[str, dict[float, float]] = {}
     worst: dict[str, dict[float, float]] = {}
