@@ -4,6 +4,8 @@ PYTHON ?= python3
 # On a CUDA machine name the build to use, for example: make test TORCH=torch==2.9.1
 TORCH ?= torch==2.13.0
 SAM2 ?= sam2==1.1.0
+# An oracle of scores in tests; it would bring opencv-python beside opencv-python-headless.
+VOS_BENCHMARK ?= vos-benchmark==0.1.0
 PYTEST_ARGS ?=
 # Test processes side by side, one thread each.
 WORKERS ?= 2
@@ -57,4 +59,5 @@ $(STAMP): pyproject.toml Makefile
 	$(PIP) install '$(TORCH)'
 	SAM2_BUILD_CUDA=0 $(PIP) install --no-deps --no-build-isolation '$(SAM2)'
 	$(PIP) install --editable '.[dev]'
+	$(PIP) install --no-deps '$(VOS_BENCHMARK)'
 	touch $@

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,14 +14,19 @@ from typing import Any
 
 import fastsam2
 
+_DRIVER = Path("/proc/driver/nvidia/version")
 
-def conditions(threads: int, module: str, packages: tuple[str, ...] = ("onnxruntime", "torch")) -> dict[str, Any]:
+
+def conditions(
+    threads: int, module: str, packages: tuple[str, ...] = ("onnxruntime", "torch"), gpu: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The machine, the versions and the command.
 
     Args:
         threads: CPU threads of one operator.
         module: name of the program, as after `python -m`.
         packages: whose versions to state; those that are not installed are left out.
+        gpu: what `LoadedBundle.device_facts` says of the GPU that is used; None without one.
     """
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
@@ -35,9 +42,21 @@ def conditions(threads: int, module: str, packages: tuple[str, ...] = ("onnxrunt
         "date": datetime.now(timezone.utc).date().isoformat(),
         "commit": commit,
         "cpu": cpu,
+        **({} if gpu is None else _gpu(gpu)),
         "threads": threads,
         "fastsam2": fastsam2.__version__,
         **versions,
         "python": platform.python_version(),
         "command": " ".join([Path(sys.executable).name, "-m", module, *sys.argv[1:]]),
+    }
+
+
+def _gpu(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Name, compute capability and memory of the GPU; the driver's version where Linux tells it."""
+    found = re.search(r"\b\d{3}\.\d+(?:\.\d+)?\b", _DRIVER.read_text()) if _DRIVER.is_file() else None
+    return {
+        "gpu": facts["name"],
+        "compute_capability": facts["compute_capability"],
+        "gpu_memory": facts["total"],
+        **({} if found is None else {"driver": found[0]}),
     }

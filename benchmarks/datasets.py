@@ -6,13 +6,15 @@
     plain   <video>/frames/*.jpg or *.png       <video>/truth/*.png                      pixels are object ids
 
 Annotations belong to the frames of the same number. Ground truth has no void label: every colour but 0 is an object, as in
-`benchmarks/score.py`. Texts come from JSON files in the form of Ref-DAVIS, Ref-YouTube-VOS and MeViS (`read_expressions`).
+`benchmarks/score.py`. Texts come from JSON files in the form of Ref-DAVIS, Ref-YouTube-VOS, MeViS and LVOS (`read_expressions`). Splits,
+and what a benchmark asks on them, are in `benchmarks/splits.py` and `benchmarks/protocols.py`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -57,6 +59,8 @@ class Clip:
         annotated: indices of the frames that have masks, ascending.
         read: index of an annotated frame -> masks bool [H, W] by object id; objects that do not show may be left out or empty.
         expressions: object id -> texts that describe it.
+        frame_names: names of the frames' files without suffix; None numbers them 00000, 00001, ...
+        pictured: object id -> indices of the frames on which it has a mask picture of its own; None where pictures show all objects.
     """
 
     def __init__(
@@ -67,10 +71,18 @@ class Clip:
         annotated: Sequence[int],
         read: Callable[[int], Mapping[int, Mask]],
         expressions: Mapping[int, Sequence[str]] | None = None,
+        frame_names: Sequence[str] | None = None,
+        pictured: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
         self.name, self.frames, self.annotated = name, frames, tuple(annotated)
         self._read = read
         self.expressions = {i: tuple(texts) for i, texts in (expressions or {}).items()}
+        self.frame_names = tuple(f"{t:05d}" for t in range(len(frames))) if frame_names is None else tuple(frame_names)
+        self._pictured = None if pictured is None else {i: tuple(own) for i, own in pictured.items()}
+
+    def annotated_of(self, object_id: int) -> tuple[int, ...]:
+        """Indices of the frames whose annotation covers an object, whether it shows there or not; ascending."""
+        return self.annotated if self._pictured is None else self._pictured.get(object_id, ())
 
     def masks(self, frame: int) -> dict[int, Mask]:
         """Masks of the objects that show on an annotated frame, by id.
@@ -134,12 +146,13 @@ class PictureFrames(Sequence[Frame]):
     def __getitem__(self, index: int | slice) -> Frame | PictureFrames:
         if isinstance(index, slice):
             return PictureFrames(self.files[index])
-        file = self.files[index]
-        try:
-            with Image.open(file) as image:
-                return np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise VideoError(expected("a readable picture", f"{file} ({error})", "Copy or extract it again")) from error
+        with _picture(self.files[index]) as image:
+            return np.asarray(image.convert("RGB"))
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(H, W) of a picture, without decoding it."""
+        with _picture(self.files[index]) as image:
+            return image.height, image.width
 
 
 def open_dataset(
@@ -176,7 +189,8 @@ def open_dataset(
     if texts and not texts.keys() & set(names):
         got = f"texts of others, such as {sorted(texts)[:3]}"
         raise VideoError(expected(f"texts for videos of {root}, such as {names[:3]}", got, "Name the file of the same split"))
-    return [_clip(name, pictures[name], masks[name], chosen, texts.get(name, {})) for name in names]
+    separate = chosen is Layout.SAV
+    return [open_clip(name, pictures[name], masks[name], separate=separate, texts=texts.get(name)) for name in names]
 
 
 def find_layout(root: Path) -> Layout:
@@ -188,7 +202,7 @@ def find_layout(root: Path) -> Layout:
     for layout, (pictures, masks) in _FOLDERS.items():
         if (root / pictures).is_dir() and (root / masks).is_dir():
             return layout
-    if any((video / "frames").is_dir() and (video / "truth").is_dir() for video in _folders(root)):
+    if any((video / "frames").is_dir() and (video / "truth").is_dir() for video in subfolders(root)):
         return Layout.PLAIN
     held = sorted(p.name for p in root.iterdir())[:4]
     raise VideoError(expected(f"in {root}: {_KNOWN}, with its annotations", f"a folder with {held}", "Name the folder above those"))
@@ -197,7 +211,8 @@ def find_layout(root: Path) -> Layout:
 def read_expressions(file: Path) -> dict[str, dict[int, tuple[str, ...]]]:
     """Texts of a referring data set: {"videos": {name: {"expressions": {key: {"exp": text, "obj_id": id}}}}}.
 
-    An id may be a number, its digits, or a list of one; a text about several objects together describes none of them and is left out.
+    An id may be a number, its digits, or a list of one; a text about several objects together describes none of them and is left out. LVOS
+    writes {"videos": {name: {"objects": {id: {"caption": text}}}}} instead.
 
     Returns:
         video -> object id -> texts, in the file's order.
@@ -205,7 +220,7 @@ def read_expressions(file: Path) -> dict[str, dict[int, tuple[str, ...]]]:
     Raises:
         VideoError: if the file cannot be read or has another form; names the place.
     """
-    todo = "Use the meta_expressions.json of Ref-DAVIS, Ref-YouTube-VOS or MeViS"
+    todo = "Use the meta_expressions.json of Ref-DAVIS, Ref-YouTube-VOS or MeViS, or the expression_meta.json of LVOS"
     try:
         raw: Any = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -215,6 +230,10 @@ def read_expressions(file: Path) -> dict[str, dict[int, tuple[str, ...]]]:
     try:
         for name, video in raw["videos"].items():
             texts: dict[int, tuple[str, ...]] = {}
+            place = f"videos.{name}"
+            if "expressions" not in video and "objects" in video:
+                found[name] = {int(i): (str(entry["caption"]).strip(),) for i, entry in video["objects"].items()}
+                continue
             for key, entry in video["expressions"].items():
                 place = f"videos.{name}.expressions.{key}"
                 given = entry["obj_id"]
@@ -239,25 +258,36 @@ def _layout(layout: Layout | str) -> Layout:
 def _video_folders(root: Path, layout: Layout) -> tuple[dict[str, Path], dict[str, Path]]:
     """Video -> folder of its pictures, and of its masks."""
     if layout is Layout.PLAIN:
-        videos = [v for v in _folders(root) if (v / "frames").is_dir()]
+        videos = [v for v in subfolders(root) if (v / "frames").is_dir()]
         pictures = {v.name: v / "frames" for v in videos}
         masks = {v.name: v / "truth" for v in videos if (v / "truth").is_dir()}
     else:
         of_pictures, of_masks = (root / part for part in _FOLDERS[layout])
-        pictures, masks = ({v.name: v for v in _folders(folder)} if folder.is_dir() else {} for folder in (of_pictures, of_masks))
+        pictures, masks = ({v.name: v for v in subfolders(folder)} if folder.is_dir() else {} for folder in (of_pictures, of_masks))
     if not pictures:
         where = "<video>/frames" if layout is Layout.PLAIN else _FOLDERS[layout][0]
         raise VideoError(expected(f"videos in {root}/{where}", "none", f"Name the folder of a data set: {_KNOWN}"))
     return pictures, masks
 
 
-def _clip(name: str, pictures: Path, masks: Path, layout: Layout, texts: Mapping[int, Sequence[str]]) -> Clip:
+def open_clip(name: str, pictures: Path, masks: Path, *, separate: bool = False, texts: Mapping[int, Sequence[str]] | None = None) -> Clip:
+    """One video; only names are read now.
+
+    Args:
+        name: of the video.
+        pictures: folder of its frames, whose names are numbers.
+        masks: folder of PNGs named like frames, whose pixels are object ids; or of folders of such PNGs.
+        separate: masks has a folder per object, 000 for the first, which gets id 1 because trackers take positive ids.
+        texts: object id -> texts that describe it.
+
+    Raises:
+        VideoError: if there are no frames or no annotations, a name is no number, or an annotation has no frame of its number.
+    """
     files = _numbered(pictures, _PICTURES)
     if not files:
         raise VideoError(expected(f"pictures {list(_PICTURES)} in {pictures}", "none", "Complete the data set"))
     index = {number: i for i, number in enumerate(files)}
-    # SA-V counts objects from 000; trackers take positive ids, so object i lies in folder i - 1
-    objects = {int(f.name) + 1: f for f in _folders(masks) if f.name.isdecimal()} if layout is Layout.SAV else {0: masks}
+    objects = {int(f.name) + 1: f for f in subfolders(masks) if f.name.isdecimal()} if separate else {0: masks}
     found: dict[int, dict[int, Path]] = {}
     for object_id, folder in objects.items():
         for number, file in _numbered(folder, (".png",)).items():
@@ -270,15 +300,31 @@ def _clip(name: str, pictures: Path, masks: Path, layout: Layout, texts: Mapping
     frames = PictureFrames(list(files.values()))
 
     def read(frame: int) -> dict[int, Mask]:
-        with Image.open(frames.files[frame]) as image:
-            size = (image.height, image.width)
+        size = frames.size(frame)
         masks: dict[int, Mask] = {}
         for object_id, file in found[frame].items():
             ids = _ids(file, size)
             masks |= {object_id: ids != 0} if object_id else _by_id(ids)
         return masks
 
-    return Clip(name, frames, annotated=sorted(found), read=read, expressions=texts)
+    return Clip(
+        name,
+        frames,
+        annotated=sorted(found),
+        read=read,
+        expressions=texts,
+        frame_names=[file.stem for file in frames.files],
+        pictured={i: [t for t in sorted(found) if i in found[t]] for i in objects} if separate else None,
+    )
+
+
+@contextmanager
+def _picture(file: Path) -> Generator[Image.Image, None, None]:
+    try:
+        with Image.open(file) as image:
+            yield image
+    except (OSError, SyntaxError, ValueError) as error:
+        raise VideoError(expected("a readable picture", f"{file} ({error})", "Copy or extract it again")) from error
 
 
 def _by_id(ids: npt.NDArray[np.uint8]) -> dict[int, Mask]:
@@ -299,7 +345,8 @@ def _ids(file: Path, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     return ids.astype(np.uint8)
 
 
-def _folders(folder: Path) -> list[Path]:
+def subfolders(folder: Path) -> list[Path]:
+    """Folders inside a folder, by name; hidden ones are left out."""
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 

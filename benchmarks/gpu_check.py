@@ -36,6 +36,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastsam2 import files
 from fastsam2.benchmarks.conditions import conditions
 from fastsam2.enums import BackendName, Flavor
 from fastsam2.runtime.backends.onnxruntime import usable_cores
@@ -263,9 +264,7 @@ def read_record(out: Path) -> dict[str, Any]:
 def write_json(file: Path, value: Any) -> None:
     """Writes a file in one step; numbers that JSON lacks become text."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(_plain(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, file)
+    files.write_json(file, _plain(value))
 
 
 def _plain(value: Any) -> Any:

@@ -11,12 +11,14 @@ Frames scored of each object (`ScoredFrames`):
 
 - `after_prompt`: from the frame after the one it is prompted on (its first in the ground truth unless stated) to the last one.
 - `davis`: the same without the last frame. In DAVIS, where all objects are prompted on the first frame, these are its frames 1 to T - 2.
+
+Other benchmarks count other frames (`benchmarks/protocols.py`); `Scorer` takes them as they are.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, hypot, isqrt
 from pathlib import Path
@@ -156,6 +158,50 @@ def boundary_f(a: Mask, b: Mask, *, tolerance: float = BOUNDARY_TOLERANCE) -> fl
     return 2 * of_a * of_b / (of_a + of_b) if of_a + of_b else 0.0
 
 
+class Scorer:
+    """Scores a clip frame by frame, on frames chosen beforehand; holds two numbers for each object and frame.
+
+    Args:
+        counted: object id -> indices of the frames that count.
+        prompted: object id -> index of the frame of its prompt.
+        from_sight: leave out an object's frames before the first counted one on which it shows, in the prediction or in the ground truth,
+            and objects that the ground truth shows on no counted frame. vos-benchmark and the SA-V evaluator do, DAVIS does not.
+    """
+
+    def __init__(self, counted: Mapping[int, Collection[int]], prompted: Mapping[int, int], *, from_sight: bool = False) -> None:
+        self._counted = {i: frozenset(frames) for i, frames in counted.items()}
+        self._prompted, self._from_sight = dict(prompted), from_sight
+        self._values: dict[int, list[tuple[float, float]]] = {}
+        self._shown: set[int] = set()
+
+    def add(self, frame: int, predicted: Masks, truth: Masks) -> None:
+        """Compare a frame; ids that either side leaves out are empty there.
+
+        Args:
+            frame: its index.
+            predicted: masks bool [H, W] by object id.
+            truth: the same.
+
+        Raises:
+            ScoreError: if shapes or dtypes differ.
+        """
+        for i in (i for i, frames in self._counted.items() if frame in frames):
+            a, b = predicted.get(i), truth.get(i)
+            if a is None or b is None:
+                given = a if b is None else b
+                empty = np.zeros((1, 1) if given is None else given.shape, np.bool_)
+                a, b = empty if a is None else a, empty if b is None else b
+            if b.any():
+                self._shown.add(i)
+            if i in self._values or not self._from_sight or a.any() or b.any():
+                self._values.setdefault(i, []).append((jaccard(a, b), boundary_f(a, b)))
+
+    def objects(self) -> tuple[ObjectScore, ...]:
+        """The objects that have a frame, by id."""
+        kept = {i: v for i, v in self._values.items() if i in self._shown or not self._from_sight}
+        return _means(kept, self._prompted)
+
+
 def score_masks(
     predicted: Masks, truth: Masks, *, scored: ScoredFrames = ScoredFrames.AFTER_PROMPT, prompted: Mapping[int, int] | None = None
 ) -> Score:
@@ -257,11 +303,15 @@ def _score(
         raise ScoreError(expected("an object in both masks and ground truth", got, "Track objects under the ids of the ground truth"))
     if not values:
         raise ScoreError(expected("a frame to score after a prompt", f"{len(numbers)} frames, {scored.value}", "Score a longer clip"))
+    return Score(_means(values, starts), scored, tuple(sorted(in_truth - values.keys())), tuple(sorted(seen - in_truth)))
+
+
+def _means(values: Mapping[int, Sequence[tuple[float, float]]], prompted: Mapping[int, int]) -> tuple[ObjectScore, ...]:
     objects = []
-    for i, pairs_of in sorted(values.items()):
-        j, f = (100 * np.mean(np.array(pairs_of), axis=0)).tolist()
-        objects.append(ObjectScore(id=i, prompted=starts[i], frames=len(pairs_of), j=j, f=f))
-    return Score(tuple(objects), scored, tuple(sorted(in_truth - values.keys())), tuple(sorted(seen - in_truth)))
+    for i, pairs in sorted(values.items()):
+        j, f = (100 * np.mean(np.array(pairs), axis=0)).tolist()
+        objects.append(ObjectScore(id=i, prompted=prompted[i], frames=len(pairs), j=j, f=f))
+    return tuple(objects)
 
 
 def _check_pair(a: Mask, b: Mask) -> None:

@@ -2,7 +2,7 @@
 
     export -> fastsam2.export.exporter.export_bundle      inspect -> fastsam2.bundle.read_manifest
     run    -> fastsam2.runtime.run.run_video              doctor  -> fastsam2.doctor.examine
-    demo   -> fastsam2.demo.run_demo                      score   -> fastsam2.benchmarks.score.score_folders
+    demo   -> fastsam2.demo.run_demo                      score, eval, bench, report: see `cli_measure.py`
     add-text     -> fastsam2.export.text.add_text         fit-text -> fastsam2.training.text_fit.fit_text_command
     train-router -> fastsam2.training.router.train_router_command
     build  -> fastsam2.engines.build.build_engines
@@ -23,12 +23,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import fastsam2
-from fastsam2.cli_show import engine_tables, manifest_tables, progress_bar, score_table, show
-from fastsam2.enums import BackendName, ExportTarget, Flavor, Precision, Protect, PrunePolicy, PrunePreset, QueryPolicy, ScoredFrames
+from fastsam2 import cli_measure
+from fastsam2.cli_options import BUNDLE_HELP, PruneChoice, pruning
+from fastsam2.cli_show import engine_tables, manifest_tables, progress_bar, show
+from fastsam2.enums import BackendName, ExportTarget, Flavor, Precision, PrunePolicy, QueryPolicy
 from fastsam2.errors import ExportError, FastSam2Error, PromptError, expected
 
 if TYPE_CHECKING:
-    from fastsam2.config import Prune
+    pass
 
 app = typer.Typer(
     name="fastsam2",
@@ -47,21 +49,6 @@ class TargetChoice(str, Enum):
     ALL = "all"
 
 
-class PruneChoice(str, Enum):
-    """`--prune`: a policy, or a preset that names policy, budget and guard."""
-
-    DENSE = PrunePolicy.DENSE.value
-    RANDOM = PrunePolicy.RANDOM.value
-    UNIFORM = PrunePolicy.UNIFORM.value
-    MASK = PrunePolicy.MASK.value
-    POOL2X2 = PrunePolicy.POOL2X2.value
-    ROUTER = PrunePolicy.ROUTER.value
-    FAST = PrunePreset.FAST.value
-    BALANCED = PrunePreset.BALANCED.value
-    QUALITY = PrunePreset.QUALITY.value
-
-
-BUNDLE_HELP = "Folder that `fastsam2 export` wrote, or the name of a built-in bundle."
 DATA_HELP = "Folder in the layout of DAVIS, MOSE or SA-V, or procedural clips."
 TEXT_FORM = "[ID:]WORDS|[ID:]auto"
 _ALL_TARGETS = [TargetChoice.ALL]
@@ -200,8 +187,8 @@ def run(
     timed = read_prompts(boxes=box or (), points=point or (), masks=mask or (), removals=remove or (), texts=texts, file=prompts)
     if captioner is not None and not auto_text and all(p.text != AUTO_TEXT for p in timed):
         raise PromptError(expected("--text auto with --captioner", "no object to describe", "Add --text auto, or leave --captioner out"))
-    rows = _pruning(prune, keep=keep, tokens=tokens, protect=protect, seed=seed, guard=guard)
-    pruning = replace(rows, queries=query_prune, query_keep=query_keep)
+    rows = pruning(prune, keep=keep, tokens=tokens, protect=protect, seed=seed, guard=guard)
+    chosen = replace(rows, queries=query_prune, query_keep=query_keep)
     with ExitStack() as opened:
         window = None
         if live_window:
@@ -223,7 +210,7 @@ def run(
             source=video,
             out=out,
             prompts=timed,
-            prune=pruning,
+            prune=chosen,
             corrections_as_prompts=corrections_as_prompts,
             max_prompt_frames=max_prompt_frames,
             fill_hole_area=fill_holes,
@@ -274,27 +261,10 @@ def demo(
         )
 
 
-@app.command()
-def score(
-    *,
-    masks: Annotated[Path, typer.Argument(help="Masks that `fastsam2 run` wrote.")],
-    truth: Annotated[Path, typer.Argument(help="Ground truth: palette PNGs, or one folder per object.")],
-    scored: Annotated[ScoredFrames, typer.Option(help="Frames that count; davis leaves out the last.")] = ScoredFrames.AFTER_PROMPT,
-    prompted: Annotated[
-        list[str] | None, typer.Option(metavar="ID@FRAME", help="Frame of an object's prompt (default: its first in the truth).")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="The numbers as JSON.")] = False,
-) -> None:
-    """Compare masks with ground truth: J, F and J&F, as DAVIS defines them."""
-    from json import dumps
-
-    from fastsam2.benchmarks.score import parse_prompted, score_folders
-
-    result = score_folders(masks, truth, scored=scored, prompted=parse_prompted(prompted or ()))
-    if json:
-        print(dumps(result.to_json(), indent=2))
-    else:
-        show(score_table(result))
+app.command()(cli_measure.score)
+app.command("eval")(cli_measure.evaluate)
+app.command()(cli_measure.bench)
+app.command()(cli_measure.report)
 
 
 @app.command()
@@ -397,25 +367,3 @@ def _needs_torch(module: str) -> Any:
         return import_module(module)
     except ModuleNotFoundError as error:
         raise ExportError(expected(f"the package {error.name} for this command", "none installed", INSTALL)) from error
-
-
-def _pruning(choice: PruneChoice, *, keep: float | None, tokens: int | None, protect: str | None, seed: int, guard: bool) -> Prune:
-    from fastsam2.config import Prune
-
-    if choice.value in {p.value for p in PrunePreset}:
-        if keep is not None or tokens is not None or protect is not None or guard:
-            raise PromptError(
-                expected(f"--prune {choice.value} alone", "--keep, --tokens, --protect or --guard with it", "Or name the policy: router")
-            )
-        return Prune.preset(choice.value)
-    frames = (Protect.PROMPT, Protect.NEWEST) if protect is None else _protect(protect)
-    return Prune(policy=PrunePolicy(choice.value), keep=keep, tokens=tokens, protect=frames, seed=seed, guard=guard)
-
-
-def _protect(text: str) -> tuple[Protect, ...]:
-    try:
-        return () if text == "none" else tuple(Protect(name.strip()) for name in text.split(","))
-    except ValueError as error:
-        raise PromptError(
-            expected(f"--protect from {[p.value for p in Protect]}, or none", repr(text), "Join names with a comma")
-        ) from error

@@ -15,6 +15,7 @@ class GraphRole(str, Enum):
     TEXT_ENCODER = "text_encoder"
     CROP_ENCODER = "crop_encoder"
     ROUTER = "router"
+    ROUTER_GATHER = "router_gather"
 
 
 class ExportTarget(str, Enum):
@@ -80,6 +81,17 @@ class ScoredFrames(str, Enum):
 
     AFTER_PROMPT = "after_prompt"
     DAVIS = "davis"
+
+
+class Dataset(str, Enum):
+    """A benchmark of video object segmentation; `benchmarks/protocols.py` says what each asks."""
+
+    DAVIS = "davis"
+    SAV = "sav"
+    MOSE = "mose"
+    LVOS = "lvos"
+    YTVOS = "ytvos"
+    FOLDER = "folder"
 
 
 class BackendName(str, Enum):

@@ -89,7 +89,7 @@ class Stages:
         spec: model sizes.
         timer: collects milliseconds by graph name.
         memory_budget_mb: bound on the estimated activations of one batch in one graph, MiB; at least one object always runs. Each graph
-            of ONNX Runtime keeps its own arena, so a process may hold about three times that (measured in benchmarks/many_objects.py).
+            of ONNX Runtime keeps its own arena, so a process may hold about three times that (`fastsam2 bench` measures it).
 
     Raises:
         PromptError: if the budget is not positive.

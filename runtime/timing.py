@@ -38,6 +38,12 @@ class StageTimer:
             for name, values in ((n, samples[: calls[0]]) for n, (samples, calls) in self._rings.items())
         }
 
+    def samples_ms(self, name: str) -> list[float]:
+        """Milliseconds of the newest samples of a stage, in the order of the calls; at most `WINDOW`."""
+        samples, calls = self._rings[name]
+        newest = range(max(0, calls[0] - WINDOW), calls[0])
+        return [float(samples[i % WINDOW]) * 1e3 for i in newest]
+
     def clear(self) -> None:
         """Forget every sample."""
         self._rings.clear()

@@ -19,8 +19,6 @@ FOLDERS = ("export", "engines", "runtime", "kernels", "benchmarks", "training")
 NEEDS_EXPORTER = (
     "fastsam2.export",
     "fastsam2.training",
-    "fastsam2.benchmarks.against_official",
-    "fastsam2.benchmarks.many_objects",
     "fastsam2.benchmarks.pruning",
     "fastsam2.benchmarks.text_cue",
 )

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnxruntime as ort
 import pytest
 import torch
 
+from fastsam2.benchmarks.graph_work import work_of
 from fastsam2.bundle import read_manifest
 from fastsam2.contracts import graph_spec
 from fastsam2.enums import ExportTarget, GraphRole
@@ -189,26 +189,13 @@ def test_a_bundle_takes_a_router_with_dropout(tmp_path: Path) -> None:
         check_router(module, module.spec, bundle / "router.onnx")
 
 
-def encoder_multiply_adds(file: Path) -> int:
-    """Of MatMul, Conv and attention nodes, from the shapes stored in the graph."""
-    graph = onnx.load(str(file)).graph
-    shape = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.value_info, *graph.input, *graph.output)}
-    shape |= {w.name: list(w.dims) for w in graph.initializer}
-    total = 0
-    for node in graph.node:
-        if node.op_type == "MatMul":
-            total += int(np.prod(shape[node.output[0]])) * shape[node.input[0]][-1]
-        elif node.op_type == "Conv":
-            total += int(np.prod(shape[node.output[0]])) * int(np.prod(shape[node.input[1]][1:]))
-        elif node.op_type == "MultiHeadAttention":
-            (batch, queries, width), keys = shape[node.input[0]], shape[node.input[1]][1]
-            total += 2 * batch * queries * keys * width
-    return total
+def multiply_adds_of(bundle: Path, role: GraphRole) -> int:
+    return work_of(bundle, read_manifest(bundle, verify=False), objects=1, rows=1, pointers=1)[role.value]["multiply_adds"]
 
 
 def test_the_router_costs_a_hundredth_of_the_encoder_at_most() -> None:
     """Oracle: nano's encoder counted from its ONNX; tiny's figure."""
-    nano = encoder_multiply_adds(NANO / "image_encoder.onnx")
+    nano = multiply_adds_of(NANO, GraphRole.IMAGE_ENCODER)
     assert 1e9 < nano < 1e10
     assert multiply_adds(read_manifest(NANO, verify=False).model) <= 0.01 * nano
     assert multiply_adds(TINY_1024) <= 0.001 * TINY_ENCODER
@@ -216,20 +203,9 @@ def test_the_router_costs_a_hundredth_of_the_encoder_at_most() -> None:
 
 
 def test_the_count_covers_every_matrix_product_of_the_graph(routed: Path) -> None:
-    """Oracle: the exported MatMul and Gemm nodes, counted from their shapes at B = 1."""
-    graph = onnx.shape_inference.infer_shapes(onnx.load(str(routed / "router.onnx"))).graph
-    shape = {v.name: [d.dim_value or 1 for d in v.type.tensor_type.shape.dim] for v in (*graph.value_info, *graph.input, *graph.output)}
-    counted = sum(
-        int(np.prod(shape[node.output[0]])) * (shape[node.input[0]][0 if _transposed(node) else -1])
-        for node in graph.node
-        if node.op_type in ("MatMul", "Gemm")
-    )
-    spec = read_manifest(routed).model
+    """Oracle: the exported graph, counted from its shapes at B = 1."""
+    counted, spec = multiply_adds_of(routed, GraphRole.ROUTER), read_manifest(routed).model
     assert 0.3 * multiply_adds(spec) < counted <= multiply_adds(spec)
-
-
-def _transposed(node: onnx.NodeProto) -> bool:
-    return any(a.name == "transA" and a.i for a in node.attribute)
 
 
 def test_a_bundle_takes_a_router_for_every_target(routed: Path) -> None:
