@@ -7,7 +7,6 @@ seeded inputs ─ engine on the GPU ─► outputs ─┐
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -22,8 +21,10 @@ from fastsam2.builtin import bundle_path
 from fastsam2.bundle import Manifest, read_manifest
 from fastsam2.config import ModelSpec
 from fastsam2.contracts import graph_spec
+from fastsam2.deviation import relative_rms
 from fastsam2.engines import trt_compat
 from fastsam2.engines.build import build_engines
+from fastsam2.engines.plugins import register_plugins
 from fastsam2.engines.records import load_engines, targets_for
 from fastsam2.engines.trt_log import logger_of
 from fastsam2.enums import ExportTarget, Flavor, GraphRole
@@ -55,11 +56,12 @@ def graph_inputs(spec: ModelSpec, role: GraphRole, target: ExportTarget, sizes: 
     """
     random = np.random.default_rng(seed)
     sizes = {**sizes, "R": sizes["M"] + spec.pointer_tokens * sizes["P"]}
-    below = {"position": spec.table_rows - 1, "age": spec.num_maskmem, "ids": 256, "source": sizes["K"]}  # every CLIP knows all bytes
+    below = {"position": spec.table_rows - 1, "age": spec.num_maskmem, "source": sizes["K"], "k": sizes["K"]}
+    below["ids"] = 256  # every CLIP knows all bytes
     scale = {"low_res_logits": 8.0, "mask_prompt": 8.0, "object_score": 8.0, "memory_bias": 0.0}
     inputs: dict[str, Array] = {}
     for tensor in graph_spec(role, target).inputs:
-        shape = [sizes[d] if isinstance(d, str) else d for d in tensor.shape(spec)]
+        shape = tensor.sized(spec, sizes)
         match tensor.name, tensor.dtype:
             case _, "uint8":
                 value: Array = random.integers(0, 256, shape)
@@ -112,6 +114,7 @@ def accepted(folder: Path, manifest: Manifest, flavor: Flavor, capability: str) 
         BundleError: if there are no engines for this GPU, or they do not fit the bundle.
     """
     trt = trt_compat.load(flavor)
+    register_plugins(manifest, trt)
     version = str(trt.__version__)
     there = targets_for(folder, flavor, version=version, capability=capability)
     home, engines = load_engines(folder, manifest, flavor, version=version, target=there[0] if there else capability)
@@ -222,7 +225,7 @@ def _compare(
     table, gpu = graph_spec(role, engines.target), pool.gpu
     inputs = graph_inputs(spec, role, engines.target, sizes)
     on_gpu = {name: _uploaded(pool, array) for name, array in inputs.items()}
-    made = {t.name: pool.empty([sizes[d] if isinstance(d, str) else d for d in t.shape(spec)], t.dtype) for t in table.outputs}
+    made = {t.name: pool.empty(t.sized(spec, sizes), t.dtype) for t in table.outputs}
     start = time.perf_counter()
     engines.enqueue(role, on_gpu, made)
     gpu.synchronize()
@@ -237,6 +240,8 @@ def _compare(
         gpu.download(have[name], array.address)
     gpu.synchronize()
     want = dict(zip(have, session.run(list(have), inputs), strict=True))
+    if not all(np.isfinite(array).all() for array in want.values()):
+        raise BackendError(expected("finite outputs of ONNX Runtime", "infinite ones or NaN", "Check the bundle's weights"))
     difference = {name: relative_rms(have[name], want[name]) for name in have}
     ok = all(value <= LARGEST_DIFFERENCE for value in difference.values())
     return {"ok": ok, "sizes": dict(sizes), "first_ms": first_ms, "ms": ms, "difference": difference}
@@ -249,17 +254,3 @@ def _uploaded(pool: Pool, array: Array) -> DeviceArray:
     pool.gpu.upload(target.address, staged)
     pool.gpu.synchronize()
     return target
-
-
-def relative_rms(have: Array, want: Array) -> float:
-    """Root mean square difference / standard deviation of `want`; of at most 16 values / their largest magnitude, or 1.
-
-    Raises:
-        BackendError: if `want`, the reference, is not finite itself.
-    """
-    if not np.isfinite(want).all():
-        raise BackendError(expected("finite outputs of ONNX Runtime", "infinite ones or NaN", "Check the bundle's weights"))
-    if not np.isfinite(have).all():
-        return math.inf
-    spread = float(want.std()) if want.size > 16 else max(float(np.abs(want).max()), 1.0)
-    return float(np.sqrt(np.mean(np.square(want.astype(np.float64) - have)))) / max(spread, 1e-12)

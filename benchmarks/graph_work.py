@@ -186,9 +186,7 @@ def input_shapes(
     role: GraphRole, spec: ModelSpec, sizes: Mapping[str, int], *, target: ExportTarget = ExportTarget.ONNXRUNTIME
 ) -> dict[str, Shape]:
     """Shapes of a graph's inputs where dynamic axes have these sizes, by symbol; `sizes` may name more axes than the graph has."""
-    return {
-        t.name: tuple(size if isinstance(size, int) else sizes[size] for size in t.shape(spec)) for t in graph_spec(role, target).inputs
-    }
+    return {t.name: t.sized(spec, sizes) for t in graph_spec(role, target).inputs}
 
 
 def _bind(graph: GraphProto, inputs: Mapping[str, Shape], file: Path) -> None:

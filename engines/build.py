@@ -10,7 +10,6 @@ interrupted build leaves the engines that were finished, and the next one goes o
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -22,12 +21,14 @@ from typing import Any
 
 from fastsam2.builtin import PathLike, bundle_to_change
 from fastsam2.bundle import FileEntry, GraphEntry, Manifest, changed_bundle, read_manifest, write_manifest
+from fastsam2.contracts import PLUGIN_ROLES
 from fastsam2.engines import drift as drifts
 from fastsam2.engines import trt_compat
 from fastsam2.engines.builder import OPTIONS, Built, build_engine
 from fastsam2.engines.fusion import Expectation, check_activation, check_fusion, expect
 from fastsam2.engines.layers import parse_listing
 from fastsam2.engines.network_form import builder_form
+from fastsam2.engines.plugins import check_flavor, register_plugins, with_layers, without_layers
 from fastsam2.engines.precision import convert
 from fastsam2.engines.precision_samples import Sample, samples
 from fastsam2.engines.profiles import Limits, Profile, profiles
@@ -44,6 +45,7 @@ from fastsam2.engines.records import (
 from fastsam2.engines.targets import default_target, resolve_target
 from fastsam2.enums import ExportTarget, Flavor, GraphRole, Precision
 from fastsam2.errors import BackendError, BundleError, expected
+from fastsam2.files import write_whole
 
 Say = Callable[[str], None]
 _RECIPE = ("precision.py", "precision.toml", "network_form.py")  # what the typed network depends on besides the graph and the precision
@@ -76,8 +78,8 @@ def build_engines(
         The folders of the sets, in the order of `targets`.
 
     Raises:
-        BackendError: if the flavor is missing, cannot build for a target or in the precision, or a graph fails: to build, by unfused
-            attention, activation memory or drift.
+        BackendError: if the flavor is missing, cannot build for a target or in the precision, has no plugins and a graph needs one, or a
+            graph fails: to build, by unfused attention, activation memory or drift.
         BundleError: if the bundle is damaged, has no graphs for TensorRT, or cannot be written to.
     """
     say = progress or (lambda _: None)
@@ -87,7 +89,8 @@ def build_engines(
     trt = trt_compat.load(chosen)
     precision = Precision(precision)
     names = dict.fromkeys(resolve_target(text, chosen, trt, precision) for text in targets or (default_target(chosen),))
-    folder, manifest = _bundle(bundle, out)
+    folder, manifest = _bundle(bundle, out, chosen)
+    register_plugins(manifest, trt)
     with tempfile.TemporaryDirectory(prefix="fastsam2-build-") as scratch:
         work = _Work(folder, manifest, chosen, trt, precision, limits or Limits(), force, Path(scratch), say)
         return tuple(work.build_set(target) for target in names)
@@ -107,11 +110,12 @@ def _flavor(flavor: Flavor | str | None) -> Flavor:
     raise BackendError(expected("tensorrt or tensorrt_rtx to be installed", got, todo))
 
 
-def _bundle(bundle: PathLike, out: Path | None) -> tuple[Path, Manifest]:
+def _bundle(bundle: PathLike, out: Path | None, flavor: Flavor) -> tuple[Path, Manifest]:
     """The folder that gets the engines, and its manifest."""
     source = bundle_to_change(bundle, out)
     ours = read_manifest(source)
     ours.graph(GraphRole.IMAGE_ENCODER, ExportTarget.TENSORRT)  # or the error that names the export
+    check_flavor(ours, flavor)
     if out is None:
         return source, ours
     if not Path(out).exists():
@@ -265,17 +269,23 @@ class _Work:
         role = graph.role
         if role not in self.typed:
             source, typed = self.folder / graph.file.path, self.scratch / f"{role.value}.onnx"
+            layers = None
+            if role in PLUGIN_ROLES:
+                standard = self.scratch / f"{role.value}.standard.onnx"
+                source, layers = standard, without_layers(source, standard)
             convert(source, typed, role, self.precision)
             if not self.calls:
                 self.say("running the float32 graphs, to measure drift against them")
                 self.calls = samples(self.folder, self.manifest)
-            drift = drifts.measure(typed, role, self.calls[role])
+            drift = drifts.measure(typed, role, self.calls[PLUGIN_ROLES.get(role, role)])
             try:
                 drifts.check(drift, role, self.precision)
             except BackendError as error:
                 if not self.force:
                     raise
                 self.say(f"accepted because of --force: {error}")
+            if layers is not None:
+                with_layers(typed, layers)
             self.typed[role] = typed, drift
         return self.typed[role]
 
@@ -284,9 +294,7 @@ def _place(folder: Path, role: GraphRole, built: Built) -> tuple[FileEntry, File
     """Writes engine and listing under their names, each in one step."""
     entries = []
     for name, content in ((f"{role.value}.engine", built.engine), (f"{role.value}.layers.txt", built.listing.encode())):
-        partial = folder / f".{name}.partial"
-        partial.write_bytes(content)
-        os.replace(partial, folder / name)
+        write_whole(folder / name, content)
         entries.append(FileEntry.of(folder, PurePosixPath(name)))
     return entries[0], entries[1]
 

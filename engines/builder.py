@@ -116,9 +116,13 @@ def _add_profile(builder: Any, config: Any, profile: Profile, name: str) -> None
     made = builder.create_optimization_profile()
     for tensor, shapes in profile.shapes.items():
         made.set_shape(tensor, *shapes)
+    for tensor, values in profile.values.items():
+        made.set_shape_input(tensor, *([value] for value in values))
     if config.add_optimization_profile(made) < 0:
         todo = "Build with other --max-objects or --keep-buckets"
-        raise BackendError(expected(f"a profile of {name} that the builder takes", f"{profile.name}: {profile.shapes}", todo))
+        raise BackendError(
+            expected(f"a profile of {name} that the builder takes", f"{profile.name}: {profile.shapes | profile.values}", todo)
+        )
 
 
 def _inspect(engine: bytes, profiles: int, trt: Any, recorded: Recording, name: str) -> str:

@@ -9,7 +9,6 @@ hold, and accumulates in float32, as tensor cores do. Not in it: the half probab
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -19,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime as ort
 
+from fastsam2.deviation import relative_rms
 from fastsam2.engines.precision import BFLOAT16, FLOAT, FLOAT16
-from fastsam2.engines.precision_samples import Array, Sample
+from fastsam2.engines.precision_samples import Sample
 from fastsam2.enums import GraphRole, Precision
 from fastsam2.errors import BackendError, expected, reason
 
@@ -72,7 +72,7 @@ def measure(variant: Path, role: GraphRole, samples: Sequence[Sample]) -> dict[s
     worst = dict.fromkeys(names, 0.0)
     for sample, answer in zip(samples, answers, strict=True):
         for name, have in zip(names, answer, strict=True):
-            worst[name] = max(worst[name], _relative_rms(sample.outputs[name], have))
+            worst[name] = max(worst[name], relative_rms(have, sample.outputs[name]))
     return worst
 
 
@@ -128,10 +128,3 @@ def rounded(model: ModelProto) -> ModelProto:
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
     return copy
-
-
-def _relative_rms(want: Array, have: Array) -> float:
-    if not np.isfinite(have).all():
-        return math.inf
-    spread = float(want.std()) if want.size > 16 else max(float(np.abs(want).max()), 1.0)  # too few values for a spread: scores, IoUs
-    return float(np.sqrt(np.mean(np.square(want.astype(np.float64) - have)))) / max(spread, 1e-12)

@@ -10,12 +10,12 @@ activations in the profile of keep 0.02, and 986 MB in the dense one.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from fastsam2.config import ModelSpec, bucket_rows
-from fastsam2.contracts import graph_spec
+from fastsam2.contracts import SHAPE_INPUTS, graph_spec
 from fastsam2.enums import ExportTarget, GraphRole
 from fastsam2.errors import BackendError, expected
 
@@ -61,6 +61,12 @@ class Profile(BaseModel):
     name: str  # "dense", or "keep 0.05"
     sizes: dict[str, tuple[int, int, int]]  # of the dynamic axes that the graph has
     shapes: dict[str, tuple[Shape, Shape, Shape]]  # input with dynamic axes -> smallest, most likely and largest shape
+    values: dict[str, tuple[int, int, int]] = Field(default_factory=dict)  # input [1] that is a size itself -> the same; left out if empty
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_values(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        made: dict[str, Any] = serialize(self)
+        return made if self.values else {key: value for key, value in made.items() if key != "values"}
 
 
 def axis_sizes(spec: ModelSpec, limits: Limits, *, keep: float | None = None) -> Sizes:
@@ -111,6 +117,7 @@ def _profile(spec: ModelSpec, role: GraphRole, name: str, sizes: Sizes) -> Profi
     for tensor in graph_spec(role, ExportTarget.TENSORRT).inputs:
         if axes := tensor.dynamic():
             used |= set(axes.values())
-            low, likely, high = (tuple(sizes[d][i] if isinstance(d, str) else d for d in tensor.shape(spec)) for i in range(3))
+            low, likely, high = (tensor.sized(spec, {axis: size[i] for axis, size in sizes.items()}) for i in range(3))
             shapes[tensor.name] = (low, likely, high)
-    return Profile(name=name, sizes={axis: sizes[axis] for axis in sorted(used)}, shapes=shapes)
+    values = {t.name: sizes[SHAPE_INPUTS[t.name]] for t in graph_spec(role, ExportTarget.TENSORRT).inputs if t.name in SHAPE_INPUTS}
+    return Profile(name=name, sizes={axis: sizes[axis] for axis in sorted(used)}, shapes=shapes, values=values)

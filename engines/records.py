@@ -9,7 +9,6 @@ An engine belongs to one flavor, one version of it, one target and one ONNX file
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from fastsam2.engines.profiles import Limits, Profile, profiles
 from fastsam2.engines.targets import PORTABLE
 from fastsam2.enums import ExportTarget, Flavor, GraphRole, Precision
 from fastsam2.errors import BundleError, expected
+from fastsam2.files import write_whole
 
 ENGINES = "engines"  # folder inside a bundle
 RECORD_NAME = "engines.json"
@@ -104,9 +104,7 @@ def build_command(bundle: Path, flavor: Flavor, target: str, precision: Precisio
 
 def write_set(folder: Path, engines: EngineSet) -> None:
     """Writes `engines.json` into `folder`, in one step."""
-    partial = folder / f".{RECORD_NAME}.partial"
-    partial.write_text(engines.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / RECORD_NAME)
+    write_whole(folder / RECORD_NAME, engines.model_dump_json(indent=2) + "\n")
 
 
 def read_set(folder: Path) -> EngineSet:

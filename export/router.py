@@ -2,7 +2,8 @@
 
     bundle + RouterGraph ─► changed_bundle: router.onnx, manifest.router ─► the same bundle, or a new one
 
-The graph uses standard operators only, so one file serves every target of the bundle.
+The graph uses standard operators only, so one file serves every target of the bundle. Where the bundle has a router_gather graph, that is
+made again from the new router.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from fastsam2.contracts import graph_spec
 from fastsam2.enums import ExportTarget, GraphRole
 from fastsam2.errors import BundleError, ExportError, expected
 from fastsam2.export.exporter import check_complete, graph_entry
+from fastsam2.export.gather import write_gather
 from fastsam2.export.to_onnx import example_inputs, export_graph
 from fastsam2.export.wrappers.router import RouterGraph
 
@@ -55,19 +57,22 @@ def add_router(bundle: Path, module: RouterGraph, *, data: str, steps: int, saw_
             steps=steps,
             dropout_samples=module.dropout_samples,
         )
-        for old in {g.file.path for g in manifest.graphs if g.role is GraphRole.ROUTER}:
+        replaced = (GraphRole.ROUTER, GraphRole.ROUTER_GATHER)
+        for old in {g.file.path for g in manifest.graphs if g.role in replaced}:
             (copy / old).unlink()
         target = manifest.targets[0]
         export_graph(module, manifest.model, GraphRole.ROUTER, target, copy / FILE)
         checks = check_router(module, manifest.model, copy / FILE)
         entry = graph_entry(GraphRole.ROUTER, target, copy, FILE, checks)
-        graphs = [g for g in manifest.graphs if g.role is not GraphRole.ROUTER]
+        graphs = [g for g in manifest.graphs if g.role not in replaced]
         changed = manifest.model_copy(
             update={
                 "graphs": (*graphs, *(entry.model_copy(update={"target": t}) for t in manifest.targets)),
                 "router": trained_on,
             }
         )
+        if manifest.digests(GraphRole.ROUTER_GATHER):
+            changed = changed.model_copy(update={"graphs": (*changed.graphs, write_gather(copy, changed))})
         write_manifest(copy, changed)
         check_complete(copy)
     return bundle if out is None else Path(out)

@@ -295,7 +295,7 @@ def _merged(old: Manifest, spec: ModelSpec, graphs: Sequence[GraphEntry], text: 
     router = old.router
     if router is not None and (spec.text_dim != old.model.text_dim or router.text_encoder not in (None, graph.file.sha256)):
         say("dropped the router, which was trained for another text encoder: make one with `fastsam2 train-router`")
-        kept, router = [g for g in kept if g.role is not GraphRole.ROUTER], None
+        kept, router = [g for g in kept if g.role not in (GraphRole.ROUTER, GraphRole.ROUTER_GATHER)], None
     added = [g.model_copy(update={"target": target}) for g in graphs for target in old.targets]
     changes = {"model": spec, "graphs": (*kept, *added), "text": text.model_copy(update={"projection": projection}), "router": router}
     return Manifest(**{**dict(old), **changes})

@@ -77,7 +77,7 @@ def example_inputs(spec: ModelSpec, role: GraphRole, target: ExportTarget, sizes
     limits = {"position": spec.table_rows - 1, "age": spec.num_maskmem, "ids": 256}  # the smallest CLIP vocabulary has all bytes
     inputs: dict[str, torch.Tensor] = {}
     for tensor in graph_spec(role, target).inputs:
-        shape = [sizes[d] if isinstance(d, str) else d for d in tensor.shape(spec)]
+        shape = tensor.sized(spec, sizes)
         match tensor.name, tensor.dtype:
             case "pixels" | "crop", _:
                 value = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)

@@ -20,6 +20,7 @@ from sam2.modeling.sam2_utils import get_1d_sine_pe
 
 from fastsam2.config import ModelSpec
 from fastsam2.contracts import GRAPHS, graph_spec
+from fastsam2.deviation import relative_rms
 from fastsam2.enums import ExportTarget, GraphRole
 from fastsam2.errors import ExportError, expected
 from fastsam2.export.rewrites import position_tables
@@ -80,7 +81,7 @@ def check_graph(model: Any, spec: ModelSpec, role: GraphRole, target: ExportTarg
         except Exception as error:
             raise _refused(role, target, error) from error
         for name, want, have in zip(names, oracle, got, strict=True):
-            deviation = _relative_rms(want.numpy(), have)
+            deviation = relative_rms(have, want.numpy())
             worst[name] = max(worst[name], deviation)
             if not deviation <= TOLERANCE:
                 raise ExportError(
@@ -141,13 +142,6 @@ def _refused(role: GraphRole, target: ExportTarget, error: Exception) -> ExportE
             "Export with the torch and onnxruntime versions of pyproject.toml",
         )
     )
-
-
-def _relative_rms(want: np.ndarray[Any, Any], have: np.ndarray[Any, Any]) -> float:
-    if want.shape != have.shape:
-        return float("inf")
-    spread = float(want.std()) if want.size > 16 else max(float(np.abs(want).max()), 1.0)  # too few values for a spread: scores, IoUs
-    return float(np.sqrt(np.mean(np.square(want.astype(np.float64) - have)))) / max(spread, 1e-12)
 
 
 def _image_encoder(model: Any, spec: ModelSpec, *, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:

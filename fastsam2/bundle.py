@@ -21,7 +21,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 from fastsam2.config import ModelSpec
-from fastsam2.contracts import MANIFEST_VERSION, TensorSpec, graph_spec
+from fastsam2.contracts import MANIFEST_VERSION, PLUGIN_ROLES, TensorSpec, graph_spec
 from fastsam2.enums import ExportTarget, GraphRole
 from fastsam2.errors import BundleError, expected
 from fastsam2.vocabulary import check_templates
@@ -170,6 +170,9 @@ class Manifest(_Record):
         ):
             if (role in roles) != (entry is not None):
                 raise ValueError(f"a {role.value} graph and its entry go together; only one of them is there")
+        for role, plain in PLUGIN_ROLES.items():
+            if role in roles and plain not in roles:
+                raise ValueError(f"a {role.value} graph goes with the {plain.value} graph that it was made from, which is not there")
         return self
 
     @property

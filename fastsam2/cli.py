@@ -320,6 +320,18 @@ def train_router(
 
 
 @app.command()
+def add_gather(
+    *,
+    bundle: Annotated[str, typer.Option(help="Bundle with a router and graphs for TensorRT.")],
+    out: Annotated[Path | None, typer.Option(help="A new bundle; without it the bundle itself is changed.")] = None,
+) -> None:
+    """Add a graph that scores and gathers memory rows, for applications on full TensorRT (not TensorRT-RTX)."""
+    from fastsam2.export.gather import add_gather as add
+
+    print(add(bundle, out=out))
+
+
+@app.command()
 def inspect(
     bundle: Annotated[str, typer.Argument(help=BUNDLE_HELP)],
     json: Annotated[bool, typer.Option("--json", help="The manifest and the engines as JSON.")] = False,

@@ -2,11 +2,11 @@
 
 The exporter names its inputs and outputs from here, the bundle checks them, the runtime feeds them, and engine builders take their
 profiles from the dynamic axes. The graphs of `BASE_ROLES` are in every bundle; `query_attention` is exported when asked for,
-`text_encoder`, `crop_encoder` and `router` are added later. Symbols:
+`text_encoder`, `crop_encoder`, `router` and `router_gather` are added later. Symbols:
 
     S image side, g = S/16 grid side, N = g² grid tokens, L = 4g low-resolution side, C hidden width, D memory width, E text width,
-    I side of the crop encoder's input (fixed by the model), and the dynamic B objects, K queries, M memory rows,
-    P object pointers, Q prompt points, T texts.
+    I side of the crop encoder's input (fixed by the model), and the dynamic B objects, K queries or rows kept,
+    M memory rows, P object pointers, Q prompt points, T texts.
     R = M + (C/D)·P keys of the memory attention.
 
 Semantics of each value follow facebookresearch/sam2 @2b90b9f `sam2/modeling/sam2_base.py`.
@@ -65,6 +65,10 @@ class TensorSpec:
         """Sizes of `spec`'s model; dynamic axes stay symbols."""
         return tuple(a if a in DYNAMIC_AXES else STATIC_AXES[a](spec) for a in self.axes)
 
+    def sized(self, spec: ModelSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Shape where dynamic axes have these sizes, by symbol; `sizes` may name more axes than the tensor has."""
+        return tuple(sizes[d] if isinstance(d, str) else d for d in self.shape(spec))
+
     def dynamic(self) -> dict[int, str]:
         """Dimension index -> symbol of the dynamic axes."""
         return {i: a for i, a in enumerate(self.axes) if a in DYNAMIC_AXES}
@@ -108,6 +112,20 @@ _MEMORY = (
     _t("age", "int32", "B M", "row of the temporal table: 0 previous frame, ..., num_maskmem-1 prompt frames"),
     _t("pointers", "float32", "B P C", "object pointers"),
     _t("pointer_offset", "float32", "B P", "frames back, divided by min(frames of the clip, max_object_pointers) - 1"),
+)
+_ROUTED = (
+    TOKENS,
+    _t("text", "float32", "B E", "text embedding of each object, unit length; ignored unless has_text"),
+    _t("has_text", "bool", "B", "the object has a description"),
+    LOW_RES_LOGITS,
+    _t("uncertainty", "float32", "B N", "how undecided the mask is in each cell, 0..1"),
+    OBJECT_SCORE,
+    _t("iou", "float32", "B", "predicted IoU of the mask, 0..1"),
+)
+_ROUTES = (
+    _t("scores", "float32", "B N", "worth of each memory row; softmax over the frame, so a frame sums to 1"),
+    _t("relevance", "float32", "B N", "cosine of token and projected text, -1..1; 0 without text"),
+    _t("context", "float32", "1 N", "how much a token differs from its 3 x 3 neighbourhood, in units of the mean token length"),
 )
 
 GRAPHS: Mapping[GraphRole, GraphSpec] = {
@@ -186,28 +204,27 @@ GRAPHS: Mapping[GraphRole, GraphSpec] = {
             (_t("crop_embedding", "float32", "1 E", "of unit length; its product with a text embedding is their cosine"),),
             "once an object that is described automatically",
         ),
+        GraphSpec(GraphRole.ROUTER, _ROUTED, _ROUTES, "once a frame per batch, when the router prunes"),
         GraphSpec(
-            GraphRole.ROUTER,
+            GraphRole.ROUTER_GATHER,
             (
-                TOKENS,
-                _t("text", "float32", "B E", "text embedding of each object, unit length; ignored unless has_text"),
-                _t("has_text", "bool", "B", "the object has a description"),
-                LOW_RES_LOGITS,
-                _t("uncertainty", "float32", "B N", "how undecided the mask is in each cell, 0..1"),
-                OBJECT_SCORE,
-                _t("iou", "float32", "B", "predicted IoU of the mask, 0..1"),
+                *_ROUTED,
+                _t("rows", "float32", "B N D", "memory rows of the same frame, copied bit for bit"),
+                _t("k", "int32", "1", "rows to keep of each object, 1..N; in host memory"),
             ),
             (
-                _t("scores", "float32", "B N", "worth of each memory row; softmax over the frame, so a frame sums to 1"),
-                _t("relevance", "float32", "B N", "cosine of token and projected text, -1..1; 0 without text"),
-                _t("context", "float32", "1 N", "how much a token differs from its 3 x 3 neighbourhood, in units of the mean token length"),
+                *_ROUTES,
+                _t("kept", "float32", "B K D", "the k rows with the largest scores, in their order"),
+                _t("index", "int32", "B K", "where they were, ascending: their `position` in the memory attention"),
             ),
-            "once a frame per batch, when the router prunes",
+            "instead of router, by applications on full TensorRT; the tracker gathers between graphs",
         ),
     )
 }
-_LATER = (GraphRole.QUERY_ATTENTION, GraphRole.TEXT_ENCODER, GraphRole.CROP_ENCODER, GraphRole.ROUTER)
+_LATER = (GraphRole.QUERY_ATTENTION, GraphRole.TEXT_ENCODER, GraphRole.CROP_ENCODER, GraphRole.ROUTER, GraphRole.ROUTER_GATHER)
 BASE_ROLES = tuple(role for role in GRAPHS if role not in _LATER)
+PLUGIN_ROLES: Mapping[GraphRole, GraphRole] = {GraphRole.ROUTER_GATHER: GraphRole.ROUTER}  # with a plugin's layer -> the same without it
+SHAPE_INPUTS: Mapping[str, str] = {"k": "K"}  # input whose value is the size of a dynamic axis of the outputs -> that axis
 
 # TensorRT keeps shapes static with padded banks, so its memory attention takes one more input.
 MEMORY_BIAS = _t("memory_bias", "float32", "B R", "added to the attention logits of each key: 0, or very negative for rows not to be seen")

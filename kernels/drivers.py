@@ -111,6 +111,20 @@ class CudaBindingsDriver:
         if status != self._cuda.CUresult.CUDA_SUCCESS:
             raise BackendError(expected("an NVIDIA driver with a GPU", status.name, "Check nvidia-smi"))
 
+    def context(self) -> int:
+        """Handle of the current context.
+
+        Raises:
+            BackendError: if there is none.
+        """
+        try:
+            (current,) = self._call("cuCtxGetCurrent")
+        except RuntimeError as error:
+            raise BackendError(expected(CONTEXT, str(error), MAKE_CONTEXT)) from error
+        if not int(current):
+            raise BackendError(expected(CONTEXT, "none", MAKE_CONTEXT))
+        return int(current)
+
     def compute_capability(self) -> tuple[int, int]:
         """See `Driver`."""
         attributes = self._cuda.CUdevice_attribute

@@ -9,6 +9,7 @@ ONNX are protobuf messages that make their own parts, so nothing here imports on
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fastsam2.errors import ExportError, expected
@@ -75,6 +76,53 @@ def append_top_k_gather(model: Any, *, scores: str, rows: str, k: int | str, kep
             elif size is not None:
                 dim.dim_param = size
     if all(opset.domain != NAMESPACE for opset in model.opset_import):
+        model.opset_import.add(domain=NAMESPACE, version=int(VERSION))
+
+
+@dataclass(frozen=True, slots=True)
+class DetachedGathers:
+    """Operators taken out of a graph, with the graph inputs that only they read and the outputs that they write: protobuf messages."""
+
+    nodes: tuple[Any, ...]
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+
+
+def detach_top_k_gathers(model: Any) -> DetachedGathers:
+    """Takes out what `append_top_k_gather` put in, so that tools which know standard operators alone can work on the rest.
+
+    Args:
+        model: an onnx.ModelProto; changed in place.
+
+    Returns:
+        What was taken out, for `attach_top_k_gathers`; empty where there is no such operator.
+
+    Raises:
+        ExportError: if another operator reads what one of them writes; the model is unchanged.
+    """
+    graph = model.graph
+    nodes = tuple(node for node in graph.node if (node.domain, node.op_type) == (NAMESPACE, OP_TYPE))
+    written = {name for node in nodes for name in node.output}
+    read = {name for node in graph.node if node not in nodes for name in node.input}
+    if written & read:
+        todo = "Place the operator at the end of the graph, as append_top_k_gather does"
+        raise ExportError(expected(f"{OP_TYPE} to write outputs of the graph alone", f"readers of {sorted(written & read)}", todo))
+    own = {name for node in nodes for name in node.input} - read
+    found = DetachedGathers(nodes, tuple(v for v in graph.input if v.name in own), tuple(v for v in graph.output if v.name in written))
+    for held, taken in ((graph.node, nodes), (graph.input, found.inputs), (graph.output, found.outputs)):
+        for message in taken:
+            held.remove(message)
+    for opset in [opset for opset in model.opset_import if opset.domain == NAMESPACE]:
+        model.opset_import.remove(opset)
+    return found
+
+
+def attach_top_k_gathers(model: Any, gathers: DetachedGathers) -> None:
+    """Puts back what `detach_top_k_gathers` took out, behind everything else; changes `model` in place."""
+    model.graph.node.extend(gathers.nodes)
+    model.graph.input.extend(gathers.inputs)
+    model.graph.output.extend(gathers.outputs)
+    if gathers.nodes:
         model.opset_import.add(domain=NAMESPACE, version=int(VERSION))
 
 

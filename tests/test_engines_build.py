@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -204,7 +205,7 @@ def test_interrupted_build_leaves_what_was_complete(setup: Setup, stop: BaseExce
 def test_stop_while_a_file_is_written(setup: Setup, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     setup.run()
     old = {p.name: p.read_bytes() for p in setup.engines.iterdir()}
-    replace = build.os.replace
+    replace = os.replace
 
     def stop(source: Path, target: Path) -> None:
         if Path(target).name == name:
@@ -212,10 +213,10 @@ def test_stop_while_a_file_is_written(setup: Setup, monkeypatch: pytest.MonkeyPa
         replace(source, target)
 
     _change_a_graph(setup)
-    monkeypatch.setattr(build.os, "replace", stop)
+    monkeypatch.setattr(os, "replace", stop)
     with pytest.raises(KeyboardInterrupt):
         setup.run()
-    monkeypatch.setattr(build.os, "replace", replace)
+    monkeypatch.setattr(os, "replace", replace)
     assert (setup.engines / name).read_bytes() == old[name]
     assert read_set(setup.engines).engine(GraphRole.MASK_PROMPT) is not None
     assert setup.run() == ["mask_decoder"]

@@ -76,7 +76,10 @@ class FakeTrt:
                 log.log(log.Severity.ERROR, "no kernel\nfor node att")
             return fake.engine
 
-        made = SimpleNamespace(set_shape=lambda *shapes: fake.told.append(("set_shape", *shapes)))
+        made = SimpleNamespace(
+            set_shape=lambda *shapes: fake.told.append(("set_shape", *shapes)),
+            set_shape_input=lambda *values: fake.told.append(("set_shape_input", *values)),
+        )
         return SimpleNamespace(
             create_network=lambda flags: fake.told.append(("create_network", flags)),
             create_builder_config=Config,

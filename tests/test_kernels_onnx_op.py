@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from fastsam2.errors import ExportError
-from fastsam2.kernels.onnx_op import append_top_k_gather
+from fastsam2.kernels.onnx_op import append_top_k_gather, attach_top_k_gathers, detach_top_k_gathers
 
 F32, F16, BF16, I32, I64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.INT32, TensorProto.INT64
 
@@ -100,4 +100,43 @@ def test_refused_and_unchanged(made: onnx.ModelProto, change: dict[str, Any], me
     before = made.SerializeToString()
     with pytest.raises(ExportError, match=message):
         append(made, **change)
+    assert made.SerializeToString() == before
+
+
+def test_taken_out_and_put_back() -> None:
+    before, made = model(["B", 4096], ["B", 4096, 64]), append(model(["B", 4096], ["B", 4096, 64]), k="k")
+    whole = made.SerializeToString(deterministic=True)
+    gathers = detach_top_k_gathers(made)
+    assert [node.op_type for node in gathers.nodes] == ["TopKGather"]
+    assert [value.name for value in gathers.inputs] == ["rows", "k"] and [value.name for value in gathers.outputs] == ["kept", "index"]
+    onnx.checker.check_model(made, full_check=True)
+    assert [value.name for value in made.graph.input] == ["raw"] and [value.name for value in made.graph.output] == ["scores"]
+    assert made.graph.node == before.graph.node and made.opset_import == before.opset_import
+    attach_top_k_gathers(made, gathers)
+    assert made.SerializeToString(deterministic=True) == whole
+
+
+def test_a_graph_without_it_stays() -> None:
+    made = model([1, 50], [1, 50, 8])
+    before = made.SerializeToString()
+    gathers = detach_top_k_gathers(made)
+    assert (gathers.nodes, gathers.inputs, gathers.outputs) == ((), (), ())
+    attach_top_k_gathers(made, gathers)
+    assert made.SerializeToString() == before
+
+
+def test_inputs_that_others_read_stay() -> None:
+    made = append(model([1, 50], [1, 50, 8]), scores="raw", k=5)
+    gathers = detach_top_k_gathers(made)
+    assert [value.name for value in gathers.inputs] == ["rows"]
+    assert [value.name for value in made.graph.input] == ["raw", "k"]
+    onnx.checker.check_model(made, full_check=True)
+
+
+def test_what_others_read_is_not_taken_out() -> None:
+    made = append(model([1, 50], [1, 50, 8]), k=5)
+    made.graph.node.append(helper.make_node("Identity", ["kept"], ["more"]))
+    before = made.SerializeToString()
+    with pytest.raises(ExportError, match=r"write outputs of the graph alone, got readers of \['kept'\]"):
+        detach_top_k_gathers(made)
     assert made.SerializeToString() == before

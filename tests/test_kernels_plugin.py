@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from fastsam2.engines.trt_compat import load
 from fastsam2.enums import Flavor
 from fastsam2.errors import BackendError
+from fastsam2.kernels import launch
 from fastsam2.kernels.build import PLUGIN_SOURCE, TENSORRT_INCLUDE_DIR, compile_plugin, main, tensorrt_headers
 from fastsam2.kernels.nvrtc import SOURCE
 from fastsam2.kernels.plugin import top_k_gather_plugin
@@ -83,7 +85,13 @@ def trt() -> ModuleType:
         creators[key] = creator
         return namespace != "full"
 
-    registry = SimpleNamespace(get_creator=lambda *key: creators.get(key), register_creator=register_creator, creators=creators)
+    class Registry:
+        @property
+        def all_creators(self) -> list[Any]:
+            return list(creators.values())
+
+    registry = Registry()
+    registry.__dict__.update(register_creator=register_creator, creators=creators)
     module.__dict__.update(DimsExprs=Dims, get_plugin_registry=lambda: registry)
     return module
 
@@ -168,7 +176,8 @@ def test_sizes_the_kernel_does_not_take_are_refused(trt: ModuleType) -> None:
 def test_enqueue_launches_on_tensorrts_stream(trt: ModuleType, monkeypatch: pytest.MonkeyPatch, dtype: str, name: str) -> None:
     launched: list[tuple[TopKGather, int]] = []
     kernel = SimpleNamespace(launch=lambda call, stream: launched.append((call, stream)))
-    monkeypatch.setattr(top_k_gather_plugin, "_kernel", lambda: kernel)
+    monkeypatch.setattr(top_k_gather_plugin, "_driver", lambda: SimpleNamespace(context=lambda: 7))
+    monkeypatch.setattr(top_k_gather_plugin, "_kernel", {7: kernel}.__getitem__)
     plugin = plugin_classes(trt)[0](SHAPE_INPUT).attach_to_context(None)
     inputs = [tensor(trt, dtype, (2, 4096)), tensor(trt, "BF16", (2, 4096, 64)), tensor(trt, "INT32", (1,))]
     outputs = [tensor(trt, "BF16", (2, 205, 64)), tensor(trt, "INT32", (2, 205))]
@@ -177,6 +186,64 @@ def test_enqueue_launches_on_tensorrts_stream(trt: ModuleType, monkeypatch: pyte
         scores=0x1000, rows=0x100000, kept=0x800000, index=0x900000, batch=2, n=4096, k=205, row_bytes=128, score_dtype=name
     )  # fmt: skip
     assert launched == [(wanted, 0xBEEF)]
+
+
+@pytest.mark.rtx
+def test_kernel_is_loaded_once_for_each_cuda_context(trt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through cuda.bindings' own calls: in the context that is current, on the stream that TensorRT hands over."""
+    calls: list[tuple[Any, ...]] = []
+    current = [0x10]
+    ok = SimpleNamespace(name="CUDA_SUCCESS")
+
+    def answer(name: str, *values: Any) -> Any:
+        def function(*arguments: Any) -> tuple[Any, ...]:
+            calls.append((name, *arguments))
+            return (ok, *values)
+
+        return function
+
+    fake = SimpleNamespace(
+        CUresult=SimpleNamespace(CUDA_SUCCESS=ok),
+        CUdevice_attribute=SimpleNamespace(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=8, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=9),
+        cuInit=answer("cuInit"),
+        cuCtxGetCurrent=lambda: (ok, current[0]),
+        cuCtxGetDevice=answer("cuCtxGetDevice", 0),
+        cuDeviceGetAttribute=lambda attribute, device: (ok, attribute),
+        cuModuleLoadData=lambda image: (ok, f"module of {image.decode()} in {current[0]:#x}"),
+        cuModuleGetFunction=lambda module, entry: (ok, f"{entry.decode()} of {module}"),
+        cuLaunchKernel=answer("cuLaunchKernel"),
+    )
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", fake)
+    monkeypatch.setattr(launch, "compile_cubin", lambda capability: b"cubin %d.%d" % capability)
+    top_k_gather_plugin._driver.cache_clear()
+    top_k_gather_plugin._kernel.cache_clear()
+    try:
+        described = [tensor(trt, "FLOAT", (1, 64)), tensor(trt, "HALF", (1, 64, 8))], [tensor(trt, "HALF", (1, 5, 8))]
+        for context in (0x10, 0x20, 0x10):
+            current[0] = context
+            plugin = plugin_classes(trt)[0](5).attach_to_context(None)
+            for stream in (0xA0, 0xB0):
+                plugin.enqueue(*described, [0x1000, 0x2000], [0x3000, 0x4000], 0, stream)
+        launched = [(one[1], one[9]) for one in calls if one[0] == "cuLaunchKernel"]
+        wanted = "fastsam2_top_k_gather_float32 of module of cubin 8.9 in {:#x}"
+        assert launched == [(wanted.format(context), stream) for context in (0x10, 0x20, 0x10) for stream in (0xA0, 0xB0)]
+        assert [one[0] for one in calls].count("cuCtxGetDevice") == 2, "loaded once for each context"
+        current[0] = 0
+        with pytest.raises(BackendError, match=r"a current CUDA context, got none"):
+            plugin_classes(trt)[0](5).enqueue(*described, [0x1000, 0x2000], [0x3000, 0x4000], 0, 0xA0)
+    finally:
+        top_k_gather_plugin._driver.cache_clear()
+        top_k_gather_plugin._kernel.cache_clear()
+
+
+@pytest.mark.rtx
+def test_what_is_serialised_lives_as_long_as_the_plugin(trt: ModuleType) -> None:
+    """TensorRT reads the address of k after the call that named it has returned."""
+    plugin = plugin_classes(trt)[0](205)
+    saved = plugin.get_fields_to_serialize()
+    others = [np.full(1, -7, np.int32) for _ in range(1000)]
+    assert saved[0].data.tolist() == [205] and len(others) == 1000
+    assert plugin.get_fields_to_serialize() is saved
 
 
 @pytest.mark.rtx
@@ -202,6 +269,7 @@ def test_k_survives_serialisation(trt: ModuleType) -> None:
 
 @pytest.mark.rtx
 def test_registered_once(trt: ModuleType) -> None:
+    """Looking a creator up that is not there would log an error, so the registry of these tests has no way to do it."""
     register(trt)
     register(trt)
     assert list(trt.get_plugin_registry().creators) == [("TopKGather", "1", "fastsam2")]

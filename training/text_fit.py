@@ -341,7 +341,7 @@ def _store(copy: Path, manifest: Manifest, fit: Fit) -> None:
     )
     changed = manifest.model_copy(update={"text": manifest.text.model_copy(update={"projection": projection})})
     if manifest.router is not None and manifest.router.text_encoder is not None:
-        kept = tuple(g for g in manifest.graphs if g.role is not GraphRole.ROUTER)
+        kept = tuple(g for g in manifest.graphs if g.role not in (GraphRole.ROUTER, GraphRole.ROUTER_GATHER))
         for path in {g.file.path for g in manifest.graphs} - {g.file.path for g in kept}:
             (copy / path).unlink()
         changed = changed.model_copy(update={"graphs": kept, "router": None})

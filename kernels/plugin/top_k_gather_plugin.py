@@ -39,7 +39,8 @@ def register(trt: ModuleType) -> None:
         todo = "Launch fastsam2.kernels.launch.TopKGatherKernel between engines instead"
         raise BackendError(expected("a TensorRT with plugins", "TensorRT-RTX, which has none", todo))
     registry = trt.get_plugin_registry()
-    if registry.get_creator(OP_TYPE, VERSION, NAMESPACE) is None and not registry.register_creator(_creator(trt), NAMESPACE):
+    known = {(one.name, one.plugin_version, one.plugin_namespace) for one in registry.all_creators}  # get_creator logs an error for None
+    if (OP_TYPE, VERSION, NAMESPACE) not in known and not registry.register_creator(_creator(trt), NAMESPACE):
         raise BackendError(expected(f"TensorRT to register {NAMESPACE}::{OP_TYPE}", "a refusal", "See TensorRT's own log for the reason"))
 
 
@@ -88,6 +89,10 @@ def plugin_classes(trt: ModuleType) -> tuple[type[Any], type[Any]]:
             self.plugin_name, self.plugin_version, self.plugin_namespace = OP_TYPE, VERSION, NAMESPACE
             self.num_outputs = 2
             self._kernel: TopKGatherKernel | None = None
+            # TensorRT reads the fields after get_fields_to_serialize has returned, and holds neither array nor field.
+            self._k = np.array([k], np.int32)
+            self._field = trt.PluginField("k", self._k, trt.PluginFieldType.INT32)
+            self._fields = trt.PluginFieldCollection([self._field])
 
         def get_capability_interface(self, type: Any) -> Any:
             return self
@@ -137,8 +142,8 @@ def plugin_classes(trt: ModuleType) -> tuple[type[Any], type[Any]]:
 
         def enqueue(self, input_desc: Any, output_desc: Any, inputs: Any, outputs: Any, workspace: int, stream: int) -> None:
             rows = input_desc[_ROWS]
-            if self._kernel is None:
-                self._kernel = _kernel()
+            if self._kernel is None:  # a plugin belongs to one execution context, and so to one CUDA context
+                self._kernel = _kernel(_driver().context())
             call = TopKGather(
                 scores=inputs[_SCORES],
                 rows=inputs[_ROWS],
@@ -156,7 +161,7 @@ def plugin_classes(trt: ModuleType) -> tuple[type[Any], type[Any]]:
             return self.clone()
 
         def get_fields_to_serialize(self) -> Any:
-            return trt.PluginFieldCollection([trt.PluginField("k", np.array([self.k], np.int32), trt.PluginFieldType.INT32)])
+            return self._fields
 
         def clone(self) -> Any:
             return TopKGatherPlugin(self.k)
@@ -181,6 +186,11 @@ def plugin_classes(trt: ModuleType) -> tuple[type[Any], type[Any]]:
 
 
 @cache
-def _kernel() -> TopKGatherKernel:
-    """Loaded into the primary context, which TensorRT makes current."""
-    return TopKGatherKernel(CudaBindingsDriver())
+def _driver() -> CudaBindingsDriver:
+    return CudaBindingsDriver()
+
+
+@cache
+def _kernel(context: int) -> TopKGatherKernel:
+    """Loaded into the current CUDA context, whose handle is `context`: TensorRT's, the primary one of the engine's GPU."""
+    return TopKGatherKernel(_driver())

@@ -42,10 +42,7 @@ class GpuBackend:
         table = graph_spec(role, self.engines.target)
         given = {name: self.device.put(tensor) for name, tensor in inputs.items()}
         sizes = self._sizes(table, given)
-        outputs = {
-            t.name: self.device.pool.empty([sizes[d] if isinstance(d, str) else d for d in t.shape(self.spec)], t.dtype, (role, t.name))
-            for t in table.outputs
-        }
+        outputs = {t.name: self.device.pool.empty(t.sized(self.spec, sizes), t.dtype, (role, t.name)) for t in table.outputs}
         self.gpu.activate()
         self.engines.enqueue(role, given, outputs)
         return outputs

@@ -8,7 +8,6 @@ Engines run one after the other on one stream, so they share one block of activa
 from __future__ import annotations
 
 import logging
-import os
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from fastsam2.engines.targets import PORTABLE
 from fastsam2.engines.trt_log import logger_of
 from fastsam2.enums import ExportTarget, Flavor, GraphRole
 from fastsam2.errors import BackendError, BundleError, InternalError, StateError, expected, reason
+from fastsam2.files import write_whole
 from fastsam2.runtime.gpu.driver import Gpu
 from fastsam2.runtime.gpu.engines import DeviceTensor, check_tensors
 
@@ -323,15 +323,10 @@ class _RuntimeCache:
         data, self._cache = bytes(self._cache.serialize() or b""), None
         if data in (b"", self._stored):
             return
-        partial = self._path.with_name(f".{self._path.name}.partial-{os.getpid()}")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(data)
-            os.replace(partial, self._path)
+            write_whole(self._path, data)
         except OSError as error:
             logger.warning("compiled kernels were not kept in %s: %s", self._path, error)
-            with suppress(OSError):
-                partial.unlink()
 
     def _read(self) -> None:
         try:
