@@ -56,7 +56,7 @@ def test_readme(exported_before: list[Path], tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     _write_clip(tmp_path / "clip.mp4")
     blocks = BLOCK.findall(README.read_text())
-    assert [kind for kind, _ in blocks] == ["sh", "sh", "sh", "sh", "python"]
+    assert [kind for kind, _ in blocks] == ["sh", "sh", "sh", "sh", "python", "sh"]
     for kind, text in blocks:
         if kind == "python":
             exec(compile(text, "README.md", "exec"), {})
@@ -70,6 +70,7 @@ def test_readme(exported_before: list[Path], tmp_path: Path, monkeypatch: pytest
         assert (tmp_path / "out/two" / name).is_file(), name
     assert (tmp_path / "out/pruned/masks/001/00009.png").is_file()
     assert (tmp_path / "out/pruned/masks.json").is_file()
+    assert (tmp_path / "out/report/index.html").is_file()
 
 
 def test_every_command_of_the_readme_exists() -> None:
