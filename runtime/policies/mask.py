@@ -72,7 +72,7 @@ def cell_coverage(logits: npt.NDArray[np.float32], grid: int) -> npt.NDArray[np.
 
 
 def rounded_tanh(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """tanh in float64, rounded to float32: the same bits from numpy and from a C library, whose float32 versions differ in the last one."""
+    """Hyperbolic tangent in float64, rounded to float32: the bits of every good C library, unlike what these have for float32."""
     exact: npt.NDArray[np.float32] = np.tanh(values, dtype=np.float64).astype(np.float32)
     return exact
 

@@ -50,37 +50,39 @@ def run(*command: str | Path, timeout: int = 900, **environment: str) -> str:
     return done.stdout
 
 
-def build(name: str, *options: str, target: str = "all") -> Path:
-    """Configures and builds a tree of its own; every test process waits for the same one.
-
-    Args:
-        name: of the tree.
-        options: for configuring.
-        target: what to build.
-    """
+def build(name: str, *options: str) -> Path:
+    """Configures and builds a tree of its own; every test process waits for the same one."""
     cmake, ninja, folder = tool("cmake"), tool("ninja"), BUILD / name
     assert cmake is not None and ninja is not None
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         run(cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", *options)
-        run(cmake, "--build", folder, "--target", target, "--parallel", str(len(os.sched_getaffinity(0))))
+        run(cmake, "--build", folder, "--parallel", str(len(os.sched_getaffinity(0))))
     return folder
+
+
+def release() -> Path:
+    """The shared library and the Python module over it, with warnings as errors."""
+    return build(
+        "release",
+        "-DCMAKE_BUILD_TYPE=Release",
+        "-DBUILD_SHARED_LIBS=ON",
+        "-DFASTSAM2_BUILD_PYTHON=ON",
+        "-DFASTSAM2_BUILD_TESTS=OFF",
+        "-DFASTSAM2_WARNINGS_AS_ERRORS=ON",
+        f"-DPython_EXECUTABLE={sys.executable}",
+    )
+
+
+def library() -> Path:
+    """The shared library."""
+    return release() / "runtime" / "cpp" / "libfastsam2_runtime.so"
 
 
 @cache
 def core() -> ModuleType:
-    """The module fastsam2_core, with warnings as errors."""
-    folder = build(
-        "python",
-        "-DCMAKE_BUILD_TYPE=Release",
-        "-DFASTSAM2_BUILD_PYTHON=ON",
-        "-DFASTSAM2_BUILD_TESTS=OFF",
-        "-DFASTSAM2_BUILD_EXAMPLES=OFF",
-        "-DFASTSAM2_WARNINGS_AS_ERRORS=ON",
-        f"-DPython_EXECUTABLE={sys.executable}",
-        target="fastsam2_core",
-    )
-    (file,) = (folder / "runtime" / "cpp").glob("fastsam2_core*.so")
+    """The module fastsam2_core."""
+    (file,) = (release() / "runtime" / "cpp").glob("fastsam2_core*.so")
     spec = importlib.util.spec_from_file_location("fastsam2_core", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,6 +1,7 @@
 """The C++ tracker gives the Python tracker's results bit for bit, and asks the same of the same graphs in the same order.
 
-Oracle: `fastsam2.runtime.tracker.Tracker`, which tests/parity compares with the official predictor. Both run the same ONNX Runtime sessions.
+Oracle: `fastsam2.runtime.tracker.Tracker`, which tests/parity compares with the official predictor. Both run the same
+ONNX Runtime sessions.
 """
 
 from __future__ import annotations

@@ -213,23 +213,27 @@ void bind_operations(nb::module_& m) {
     return to_numpy(out);
   });
   m.def("to_bfloat16", [](nb::handle rows) { return to_numpy(HostDevice().to_bfloat16(from_numpy(rows))); });
-  m.def("pool_2x2", [](nb::handle rows, std::int64_t grid) { return to_numpy(HostDevice().pool_2x2(from_numpy(rows), grid)); });
+  m.def("pool_2x2",
+        [](nb::handle rows, std::int64_t grid) { return to_numpy(HostDevice().pool_2x2(from_numpy(rows), grid)); });
   m.def("top_k_gather", [](nb::handle rows, nb::handle scores, std::int64_t keep) {
     const Kept kept = HostDevice().top_k_gather(from_numpy(rows), from_numpy(scores), keep);
     return nb::make_tuple(to_numpy(kept.rows), to_numpy(kept.position));
   });
   m.def("uniform_scores", &uniform_scores);
   m.def("random_scores", &random_scores);
-  m.def("mask_scores",
-        [](nb::handle logits, std::int64_t grid) { return to_numpy(HostDevice().mask_scores(from_numpy(logits), grid)); });
-  m.def("uncertainty",
-        [](nb::handle logits, std::int64_t grid) { return to_numpy(HostDevice().uncertainty(from_numpy(logits), grid)); });
+  m.def("mask_scores", [](nb::handle logits, std::int64_t grid) {
+    return to_numpy(HostDevice().mask_scores(from_numpy(logits), grid));
+  });
+  m.def("uncertainty", [](nb::handle logits, std::int64_t grid) {
+    return to_numpy(HostDevice().uncertainty(from_numpy(logits), grid));
+  });
   m.def("budgets", [](const Prune& prune, std::int64_t tokens) {
     prune.check();
     return prune.budgets(tokens);
   });
-  m.def("read_manifest", [](const std::string& folder, bool verify) { return read_manifest(folder, verify).model.name; }, "folder"_a,
-        "verify"_a = true);
+  m.def(
+      "read_manifest", [](const std::string& folder, bool verify) { return read_manifest(folder, verify).model.name; },
+      "folder"_a, "verify"_a = true);
 }
 
 }  // namespace
@@ -256,41 +260,54 @@ NB_MODULE(fastsam2_core, m) {
   });
 
   nb::class_<Prune>(m, "Prune")
-      .def("__init__",
-           [](Prune* self, const std::string& policy, std::optional<double> keep, std::optional<std::int64_t> tokens,
-              const std::vector<std::string>& protect, std::int64_t seed, std::vector<double> buckets, bool guard) {
-             new (self) Prune(make_prune(policy, keep, tokens, protect, seed, std::move(buckets), guard));
-           },
-           "policy"_a, "keep"_a.none(), "tokens"_a.none(), "protect"_a, "seed"_a, "buckets"_a, "guard"_a);
+      .def(
+          "__init__",
+          [](Prune* self, const std::string& policy, std::optional<double> keep, std::optional<std::int64_t> tokens,
+             const std::vector<std::string>& protect, std::int64_t seed, std::vector<double> buckets, bool guard) {
+            new (self) Prune(make_prune(policy, keep, tokens, protect, seed, std::move(buckets), guard));
+          },
+          "policy"_a, "keep"_a.none(), "tokens"_a.none(), "protect"_a, "seed"_a, "buckets"_a, "guard"_a);
 
   nb::class_<GivenPrompt>(m, "Prompt")
-      .def("__init__",
-           [](GivenPrompt* self, std::optional<std::array<float, 4>> box, std::vector<std::array<float, 2>> points,
-              std::optional<std::vector<std::int32_t>> labels,
-              std::optional<Mask> mask) { new (self) GivenPrompt{box, std::move(points), std::move(labels), std::move(mask)}; },
-           nb::kw_only(), "box"_a = nb::none(), "points"_a = nb::list(), "labels"_a = nb::none(), "mask"_a = nb::none());
+      .def(
+          "__init__",
+          [](GivenPrompt* self, std::optional<std::array<float, 4>> box, std::vector<std::array<float, 2>> points,
+             std::optional<std::vector<std::int32_t>> labels, std::optional<Mask> mask) {
+            new (self) GivenPrompt{box, std::move(points), std::move(labels), std::move(mask)};
+          },
+          nb::kw_only(), "box"_a = nb::none(), "points"_a = nb::list(), "labels"_a = nb::none(), "mask"_a = nb::none());
 
   nb::class_<Tracker>(m, "Tracker")
-      .def("__init__",
-           [](Tracker* self, nb::callable run, const std::string& bundle, const Prune& prune, bool corrections_as_prompts,
-              std::int64_t max_prompt_frames, std::int64_t fill_hole_area, std::int64_t memory_budget_mb) {
-             const ModelSpec spec = read_manifest(bundle, false).model;
-             new (self) Tracker(std::make_shared<PythonBackend>(std::move(run)), spec,
-                                {prune, corrections_as_prompts, max_prompt_frames, fill_hole_area, memory_budget_mb});
-           },
-           "run"_a, "bundle"_a, "prune"_a, nb::kw_only(), "corrections_as_prompts"_a = false, "max_prompt_frames"_a = 4,
-           "fill_hole_area"_a = 0, "memory_budget_mb"_a = 4096)
+      .def(
+          "__init__",
+          [](Tracker* self, nb::callable run, const std::string& bundle, const Prune& prune,
+             bool corrections_as_prompts, std::int64_t max_prompt_frames, std::int64_t fill_hole_area,
+             std::int64_t memory_budget_mb) {
+            const ModelSpec spec = read_manifest(bundle, false).model;
+            new (self) Tracker(std::make_shared<PythonBackend>(std::move(run)), spec,
+                               {prune, corrections_as_prompts, max_prompt_frames, fill_hole_area, memory_budget_mb});
+          },
+          "run"_a, "bundle"_a, "prune"_a, nb::kw_only(), "corrections_as_prompts"_a = false, "max_prompt_frames"_a = 4,
+          "fill_hole_area"_a = 0, "memory_budget_mb"_a = 4096)
       .def("step", [](Tracker& self, const Frame& frame) { return to_dict(self.step(view_of(frame))); })
-      .def("add",
-           [](Tracker& self, std::int64_t id, const GivenPrompt& prompt, const std::optional<std::vector<float>>& text) {
-             return to_dict(self.add(id, prompt.prompt(), text_of(text)));
-           },
-           "id"_a, "prompt"_a, "text"_a = nb::none())
-      .def("correct", [](Tracker& self, std::int64_t id, const GivenPrompt& prompt,
-                         bool append) { return to_dict(self.correct(id, prompt.prompt(), append)); },
-           "id"_a, "prompt"_a, "append"_a = false)
-      .def("describe", [](Tracker& self, std::int64_t id, const std::optional<std::vector<float>>& text) { self.describe(id, text_of(text)); },
-           "id"_a, "text"_a.none())
+      .def(
+          "add",
+          [](Tracker& self, std::int64_t id, const GivenPrompt& prompt, const std::optional<std::vector<float>>& text) {
+            return to_dict(self.add(id, prompt.prompt(), text_of(text)));
+          },
+          "id"_a, "prompt"_a, "text"_a = nb::none())
+      .def(
+          "correct",
+          [](Tracker& self, std::int64_t id, const GivenPrompt& prompt, bool append) {
+            return to_dict(self.correct(id, prompt.prompt(), append));
+          },
+          "id"_a, "prompt"_a, "append"_a = false)
+      .def(
+          "describe",
+          [](Tracker& self, std::int64_t id, const std::optional<std::vector<float>>& text) {
+            self.describe(id, text_of(text));
+          },
+          "id"_a, "text"_a.none())
       .def("remove", &Tracker::remove)
       .def("reset", &Tracker::reset)
       .def_prop_ro("ids", &Tracker::ids)

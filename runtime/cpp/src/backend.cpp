@@ -26,9 +26,11 @@ std::map<std::string_view, std::int64_t> dynamic_sizes(const GraphSpec& graph, c
     const auto given = std::ranges::find(inputs, wanted.name, &NamedTensor::name);
     const std::vector<std::string_view> symbols = split(wanted.axes);
     const std::string where = std::string(name_of(graph.role)) + "." + std::string(wanted.name);
-    if (given == inputs.end() || given->tensor.shape().rank() != symbols.size() || name_of(given->tensor.dtype()) != wanted.dtype) {
+    if (given == inputs.end() || given->tensor.shape().rank() != symbols.size() ||
+        name_of(given->tensor.dtype()) != wanted.dtype) {
       const std::string got = given == inputs.end() ? "none" : given->tensor.shape().text();
-      throw InternalError(expected(where + " " + std::string(wanted.dtype) + " [" + std::string(wanted.axes) + "]", got, "Report this"));
+      throw InternalError(expected(where + " " + std::string(wanted.dtype) + " [" + std::string(wanted.axes) + "]", got,
+                                   "Report this"));
     }
     for (std::size_t axis = 0; axis < symbols.size(); ++axis) {
       const std::int64_t size = given->tensor.shape()[axis];
@@ -59,7 +61,8 @@ std::vector<Shape> output_shapes(GraphRole role, const ModelSpec& spec, std::spa
   return shapes;
 }
 
-void check_outputs(GraphRole role, const ModelSpec& spec, std::span<const NamedTensor> inputs, std::span<const Tensor> outputs) {
+void check_outputs(GraphRole role, const ModelSpec& spec, std::span<const NamedTensor> inputs,
+                   std::span<const Tensor> outputs) {
   const std::vector<Shape> shapes = output_shapes(role, spec, inputs);
   const auto wanted = graph_spec(role, ExportTarget::Onnxruntime).outputs;
   for (std::size_t i = 0; i < wanted.size(); ++i) {

@@ -18,7 +18,9 @@ using Json = nlohmann::json;
 
 constexpr std::string_view kExportAgain = "Export the bundle again with `fastsam2 export`, or copy it again in full";
 
-[[noreturn]] void refuse(const std::string& what, const std::string& got) { throw BundleError(expected(what, got, kExportAgain)); }
+[[noreturn]] void refuse(const std::string& what, const std::string& got) {
+  throw BundleError(expected(what, got, kExportAgain));
+}
 
 // One object of the manifest. Every key has to be asked for; `finish` complains of the others.
 class Record {
@@ -154,8 +156,9 @@ ModelSpec model_spec(const Json& json) {
   spec.crop_size = record.find("crop_size") == nullptr ? spec.crop_size : record.integer("crop_size", 1);
   record.finish();
   constexpr std::int64_t kMost = 1 << 16;  // keeps every product of sizes below 2^63
-  if (spec.image_size % kImageSizeMultiple != 0 || spec.image_size > kMost || spec.hidden_dim > kMost || spec.memory_dim > kMost ||
-      spec.num_maskmem > kMost || spec.max_object_pointers > kMost || spec.text_dim > kMost || spec.crop_size > kMost) {
+  if (spec.image_size % kImageSizeMultiple != 0 || spec.image_size > kMost || spec.hidden_dim > kMost ||
+      spec.memory_dim > kMost || spec.num_maskmem > kMost || spec.max_object_pointers > kMost ||
+      spec.text_dim > kMost || spec.crop_size > kMost) {
     refuse("an image_size that is a multiple of 32, and sizes of at most 65536", "others");
   }
   return spec;
@@ -175,7 +178,8 @@ std::string axes_of(const Json& json, const std::string& where) {
 void check_tensors(const Json& listed, std::span<const TensorSpec> wanted, const std::string& where) {
   constexpr std::string_view kTodo = "Another release wrote this bundle: export again with this one";
   if (listed.size() != wanted.size()) {
-    throw BundleError(expected(std::to_string(wanted.size()) + " tensors as " + where, std::to_string(listed.size()), kTodo));
+    throw BundleError(
+        expected(std::to_string(wanted.size()) + " tensors as " + where, std::to_string(listed.size()), kTodo));
   }
   for (std::size_t i = 0; i < wanted.size(); ++i) {
     Record record(listed[i], where);
@@ -185,7 +189,8 @@ void check_tensors(const Json& listed, std::span<const TensorSpec> wanted, const
     record.finish();
     const TensorSpec& want = wanted[i];
     if (name != want.name || dtype != want.dtype || axes != want.axes) {
-      const std::string what = where + " to hold " + std::string(want.name) + " " + std::string(want.dtype) + " [" + std::string(want.axes) + "]";
+      const std::string what = where + " to hold " + std::string(want.name) + " " + std::string(want.dtype) + " [" +
+                               std::string(want.axes) + "]";
       throw BundleError(expected(what, name + " " + dtype + " [" + axes + "]", kTodo));
     }
   }
@@ -234,12 +239,14 @@ void add_text_files(const Json& json, Manifest& manifest, bool& has_vocabulary) 
 void check_router(const Json& json, const Manifest& manifest) {
   Record record(json, "router");
   const auto made_for = [&](GraphRole role, const std::string& digest) {
-    return std::ranges::any_of(manifest.graphs, [&](const GraphEntry& g) { return g.role == role && g.file.sha256 == digest; });
+    return std::ranges::any_of(manifest.graphs,
+                               [&](const GraphEntry& g) { return g.role == role && g.file.sha256 == digest; });
   };
   const Json* text = record.find("text_encoder");
   if (!made_for(GraphRole::ImageEncoder, record.text("image_encoder")) ||
       (text != nullptr && !made_for(GraphRole::TextEncoder, record.text("text_encoder")))) {
-    throw BundleError(expected("a router for the encoders of this bundle", "one of another model", "Make it again with `fastsam2 train-router`"));
+    throw BundleError(expected("a router for the encoders of this bundle", "one of another model",
+                               "Make it again with `fastsam2 train-router`"));
   }
   record.text("data");
   record.integer("steps", 1);
@@ -263,7 +270,8 @@ Manifest manifest_of(const Json& json) {
     const GraphEntry& entry = manifest.graphs.back();
     roles.insert(entry.role);
     if (!keys.emplace(entry.role, entry.target).second) {
-      refuse("each graph once", std::string(name_of(entry.role)) + " for " + std::string(name_of(entry.target)) + " twice");
+      refuse("each graph once",
+             std::string(name_of(entry.role)) + " for " + std::string(name_of(entry.target)) + " twice");
     }
   }
   if (manifest.graphs.empty()) {
@@ -281,9 +289,9 @@ Manifest manifest_of(const Json& json) {
   if (router != nullptr) {
     check_router(*router, manifest);
   }
-  for (const auto& [role, has_entry] : {std::pair{GraphRole::TextEncoder, text != nullptr},
-                                        std::pair{GraphRole::CropEncoder, has_vocabulary},
-                                        std::pair{GraphRole::Router, router != nullptr}}) {
+  for (const auto& [role, has_entry] :
+       {std::pair{GraphRole::TextEncoder, text != nullptr}, std::pair{GraphRole::CropEncoder, has_vocabulary},
+        std::pair{GraphRole::Router, router != nullptr}}) {
     if (roles.contains(role) != has_entry) {
       refuse("a " + std::string(name_of(role)) + " graph and its entry together", "only one of them");
     }
@@ -306,7 +314,8 @@ void check_file(const std::filesystem::path& folder, const FileEntry& entry, boo
   }
   if (verify) {
     if (const std::string digest = sha256_of(file); digest != entry.sha256) {
-      throw BundleError(expected("SHA-256 " + entry.sha256 + " of " + file.string(), digest + " (altered since export)", kTodo));
+      throw BundleError(
+          expected("SHA-256 " + entry.sha256 + " of " + file.string(), digest + " (altered since export)", kTodo));
     }
   }
 }
@@ -314,7 +323,8 @@ void check_file(const std::filesystem::path& folder, const FileEntry& entry, boo
 }  // namespace
 
 const GraphEntry* Manifest::find(GraphRole role, ExportTarget target) const {
-  const auto found = std::ranges::find_if(graphs, [&](const GraphEntry& g) { return g.role == role && g.target == target; });
+  const auto found =
+      std::ranges::find_if(graphs, [&](const GraphEntry& g) { return g.role == role && g.target == target; });
   return found == graphs.end() ? nullptr : &*found;
 }
 
@@ -339,7 +349,8 @@ Manifest parse_manifest(std::string_view text) {
     refuse("an integer manifest_version", json.is_object() ? "none" : json.type_name());
   }
   if (*version != kManifestVersion) {
-    const char* todo = *version > kManifestVersion ? "Upgrade fastsam2: a newer release wrote it" : "Export again with this release";
+    const char* todo =
+        *version > kManifestVersion ? "Upgrade fastsam2: a newer release wrote it" : "Export again with this release";
     throw BundleError(expected("manifest_version " + std::to_string(kManifestVersion), version->dump(), todo));
   }
   try {
@@ -352,7 +363,8 @@ Manifest parse_manifest(std::string_view text) {
 Manifest read_manifest(const std::filesystem::path& folder, bool verify) {
   std::error_code error;
   if (!std::filesystem::is_directory(folder, error)) {
-    throw BundleError(expected("a bundle folder", folder.string() + ", which is no folder", "Make one with `fastsam2 export`"));
+    throw BundleError(
+        expected("a bundle folder", folder.string() + ", which is no folder", "Make one with `fastsam2 export`"));
   }
   std::ifstream stream(folder / "manifest.json", std::ios::binary);
   if (!stream) {

@@ -18,9 +18,12 @@ namespace fastsam2 {
 
 namespace {
 
-static_assert(static_cast<int>(PrunePolicy::Dense) == FASTSAM2_DENSE && static_cast<int>(PrunePolicy::Random) == FASTSAM2_RANDOM &&
-              static_cast<int>(PrunePolicy::Uniform) == FASTSAM2_UNIFORM && static_cast<int>(PrunePolicy::Mask) == FASTSAM2_MASK &&
-              static_cast<int>(PrunePolicy::Pool2x2) == FASTSAM2_POOL2X2 && static_cast<int>(PrunePolicy::Router) == FASTSAM2_ROUTER &&
+static_assert(static_cast<int>(PrunePolicy::Dense) == FASTSAM2_DENSE &&
+              static_cast<int>(PrunePolicy::Random) == FASTSAM2_RANDOM &&
+              static_cast<int>(PrunePolicy::Uniform) == FASTSAM2_UNIFORM &&
+              static_cast<int>(PrunePolicy::Mask) == FASTSAM2_MASK &&
+              static_cast<int>(PrunePolicy::Pool2x2) == FASTSAM2_POOL2X2 &&
+              static_cast<int>(PrunePolicy::Router) == FASTSAM2_ROUTER &&
               kPrunePolicyNames.size() == FASTSAM2_ROUTER + 1);
 static_assert(sizeof(bool) == 1, "masks are handed out as bytes");
 
@@ -40,7 +43,8 @@ struct OpenTracker {
 };
 
 Handles<OpenBundle>& bundles() {
-  static auto* handles = new Handles<OpenBundle>();  // lives as long as the process: other threads may still call while it ends
+  static auto* handles =
+      new Handles<OpenBundle>();  // lives as long as the process: other threads may still call while it ends
   return *handles;
 }
 
@@ -77,7 +81,8 @@ fastsam2_status guarded(Body body) noexcept {
   } catch (const PromptError& error) {
     return failed(FASTSAM2_ERROR_PROMPT, error.what());
   } catch (const std::bad_alloc&) {
-    return failed(FASTSAM2_ERROR_MEMORY, "expected memory for this call, got none. Close results and trackers that are not needed.");
+    return failed(FASTSAM2_ERROR_MEMORY,
+                  "expected memory for this call, got none. Close results and trackers that are not needed.");
   } catch (const std::exception& error) {
     return failed(FASTSAM2_ERROR_INTERNAL, error.what());
   } catch (...) {
@@ -98,7 +103,8 @@ Struct known(const Struct* given, std::string_view what) {
   constexpr std::size_t kHeader = 2 * sizeof(std::uint32_t);
   const std::uint32_t size = given->struct_size;
   if (size < kHeader || size > (1U << 16)) {
-    throw AbiError(expected("struct_size = sizeof of " + std::string(what), std::to_string(size), "Set it before the call"));
+    throw AbiError(
+        expected("struct_size = sizeof of " + std::string(what), std::to_string(size), "Set it before the call"));
   }
   Struct own{};
   std::memcpy(&own, given, std::min<std::size_t>(size, sizeof(Struct)));
@@ -149,14 +155,16 @@ ImageView image_view(const fastsam2_image* given) {
   const fastsam2_image own = known(given, "fastsam2_image");
   check_given(own.pixels, "pixels");
   if (own.format != FASTSAM2_RGB8 && own.format != FASTSAM2_BGR8) {
-    throw PromptError(expected("pixel format FASTSAM2_RGB8 or FASTSAM2_BGR8", std::to_string(own.format), "Convert the frame"));
+    throw PromptError(
+        expected("pixel format FASTSAM2_RGB8 or FASTSAM2_BGR8", std::to_string(own.format), "Convert the frame"));
   }
   const std::uint64_t line = std::uint64_t{3} * own.width;
   const std::uint64_t row = own.row_bytes == 0 ? line : own.row_bytes;
   if (row > std::numeric_limits<std::uint32_t>::max()) {
     throw PromptError(expected("row_bytes below 2^32", std::to_string(row), "Give the bytes from one row to the next"));
   }
-  const ImageView view{own.pixels, own.height, own.width, static_cast<std::ptrdiff_t>(row), static_cast<PixelFormat>(own.format)};
+  const ImageView view{own.pixels, own.height, own.width, static_cast<std::ptrdiff_t>(row),
+                       static_cast<PixelFormat>(own.format)};
   view.check();
   const std::uint64_t needed = (own.height - std::uint64_t{1}) * row + line;
   if (own.pixel_bytes < needed) {
@@ -212,11 +220,16 @@ fastsam2_status with_tracker(fastsam2_tracker tracker, Call call) noexcept {
 
 using namespace fastsam2;
 
-uint32_t fastsam2_abi_version(void) { return FASTSAM2_ABI_VERSION; }
+uint32_t fastsam2_abi_version(void) {
+  return FASTSAM2_ABI_VERSION;
+}
 
-const char* fastsam2_last_error(void) { return last_error.data(); }
+const char* fastsam2_last_error(void) {
+  return last_error.data();
+}
 
-fastsam2_status fastsam2_bundle_open(const char* folder, const fastsam2_bundle_options* options, fastsam2_bundle* bundle) {
+fastsam2_status fastsam2_bundle_open(const char* folder, const fastsam2_bundle_options* options,
+                                     fastsam2_bundle* bundle) {
   return guarded([&] {
     check_given(folder, "the folder of a bundle");
     check_given(bundle, "a place for the bundle");
@@ -248,8 +261,8 @@ fastsam2_status fastsam2_bundle_describe(fastsam2_bundle bundle, fastsam2_bundle
   });
 }
 
-fastsam2_status fastsam2_bundle_encode_text(fastsam2_bundle bundle, const int32_t* ids, uint32_t text_count, float* values,
-                                            uint64_t value_count) {
+fastsam2_status fastsam2_bundle_encode_text(fastsam2_bundle bundle, const int32_t* ids, uint32_t text_count,
+                                            float* values, uint64_t value_count) {
   return guarded([&] {
     const auto open = bundles().at(bundle.id);
     check_given(ids, "token ids");
@@ -258,7 +271,8 @@ fastsam2_status fastsam2_bundle_encode_text(fastsam2_bundle bundle, const int32_
     const ModelSpec& spec = open->manifest.model;
     const std::uint64_t needed = std::uint64_t{text_count} * static_cast<std::uint64_t>(spec.text_dim);
     if (value_count != needed) {
-      throw PromptError(expected("room for " + std::to_string(needed) + " numbers", std::to_string(value_count), "Use text_dim"));
+      throw PromptError(
+          expected("room for " + std::to_string(needed) + " numbers", std::to_string(value_count), "Use text_dim"));
     }
     const Tensor text = encode_text(*open->backend, spec, {ids, std::size_t{text_count} * kClipContext});
     std::ranges::copy(text.values<float>(), values);
@@ -269,7 +283,8 @@ fastsam2_status fastsam2_bundle_close(fastsam2_bundle bundle) {
   return guarded([&] { bundles().close(bundle.id); });
 }
 
-fastsam2_status fastsam2_tracker_open(fastsam2_bundle bundle, const fastsam2_tracker_options* options, fastsam2_tracker* tracker) {
+fastsam2_status fastsam2_tracker_open(fastsam2_bundle bundle, const fastsam2_tracker_options* options,
+                                      fastsam2_tracker* tracker) {
   return guarded([&] {
     check_given(tracker, "a place for the tracker");
     const auto open = bundles().at(bundle.id);
@@ -286,16 +301,18 @@ fastsam2_status fastsam2_tracker_step(fastsam2_tracker tracker, const fastsam2_i
   return with_result(tracker, result, [&](Tracker& own) { return own.step(image_view(frame)); });
 }
 
-fastsam2_status fastsam2_tracker_add(fastsam2_tracker tracker, int64_t id, const fastsam2_prompt* prompt, fastsam2_result* result) {
+fastsam2_status fastsam2_tracker_add(fastsam2_tracker tracker, int64_t id, const fastsam2_prompt* prompt,
+                                     fastsam2_result* result) {
   return with_result(tracker, result, [&](Tracker& own) { return own.add(id, prompt_view(prompt)); });
 }
 
-fastsam2_status fastsam2_tracker_correct(fastsam2_tracker tracker, int64_t id, const fastsam2_prompt* prompt, int32_t append,
-                                         fastsam2_result* result) {
+fastsam2_status fastsam2_tracker_correct(fastsam2_tracker tracker, int64_t id, const fastsam2_prompt* prompt,
+                                         int32_t append, fastsam2_result* result) {
   return with_result(tracker, result, [&](Tracker& own) { return own.correct(id, prompt_view(prompt), append != 0); });
 }
 
-fastsam2_status fastsam2_tracker_describe(fastsam2_tracker tracker, int64_t id, const float* values, uint64_t value_count) {
+fastsam2_status fastsam2_tracker_describe(fastsam2_tracker tracker, int64_t id, const float* values,
+                                          uint64_t value_count) {
   return with_tracker(tracker, [&](Tracker& own) {
     if (value_count != 0) {
       check_given(values, "an embedding");

@@ -8,7 +8,8 @@ namespace fastsam2 {
 
 class CallbackBackend final : public Backend {
  public:
-  CallbackBackend(const ModelSpec& spec, fastsam2_run callback, void* user) : spec_(spec), callback_(callback), user_(user) {}
+  CallbackBackend(const ModelSpec& spec, fastsam2_run callback, void* user)
+      : spec_(spec), callback_(callback), user_(user) {}
 
   [[nodiscard]] std::string_view name() const override { return "callback"; }
   [[nodiscard]] ExportTarget target() const override { return ExportTarget::Onnxruntime; }

@@ -75,10 +75,12 @@ void Prune::check() const {
     throw PromptError(expected("no budget below 1.0 with policy dense", "one", "Name a policy, for example mask"));
   }
   if (policy == PrunePolicy::Pool2x2 && ((keep && *keep != 0.25) || tokens)) {
-    throw PromptError(expected("keep 0.25 or none with policy pool2x2", "another budget", "2x2 pooling always keeps a quarter"));
+    throw PromptError(
+        expected("keep 0.25 or none with policy pool2x2", "another budget", "2x2 pooling always keeps a quarter"));
   }
   if (guard && !scores_rows()) {
-    throw PromptError(expected("guard with a policy that has a budget", name_of(policy), "Name another policy, or leave it out"));
+    throw PromptError(
+        expected("guard with a policy that has a budget", name_of(policy), "Name another policy, or leave it out"));
   }
 }
 

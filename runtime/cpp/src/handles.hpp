@@ -45,7 +45,8 @@ class Handles {
   auto find(std::uint64_t id) {
     const auto found = objects_.find(id);
     if (found == objects_.end()) {
-      throw HandleError(expected("an open handle", std::to_string(id), "Use a handle until it is closed, and not after that"));
+      throw HandleError(
+          expected("an open handle", std::to_string(id), "Use a handle until it is closed, and not after that"));
     }
     return found;
   }

@@ -64,7 +64,8 @@ class HostReader final : public MemoryReader {
         offset[b].fill<float>()[static_cast<std::size_t>(p)] = own.offset;
       }
     }
-    return {{"memory", memory}, {"position", position}, {"age", age}, {"pointers", pointer}, {"pointer_offset", offset}};
+    return {
+        {"memory", memory}, {"position", position}, {"age", age}, {"pointers", pointer}, {"pointer_offset", offset}};
   }
 
  private:
@@ -82,11 +83,17 @@ class HostReader final : public MemoryReader {
 
 }  // namespace
 
-std::optional<std::int64_t> HostDevice::max_objects(GraphRole) { return std::nullopt; }
+std::optional<std::int64_t> HostDevice::max_objects(GraphRole) {
+  return std::nullopt;
+}
 
-Tensor HostDevice::put(const Tensor& host) { return host; }
+Tensor HostDevice::put(const Tensor& host) {
+  return host;
+}
 
-std::vector<Tensor> HostDevice::fetch(std::span<const Tensor> tensors) { return {tensors.begin(), tensors.end()}; }
+std::vector<Tensor> HostDevice::fetch(std::span<const Tensor> tensors) {
+  return {tensors.begin(), tensors.end()};
+}
 
 Tensor HostDevice::full(Shape shape, double value, DType type) {
   Tensor tensor = Tensor::empty(type, shape);
@@ -114,7 +121,9 @@ Tensor HostDevice::arange(std::int32_t start, std::int32_t stop) {
   return tensor;
 }
 
-Tensor HostDevice::copy(const Tensor& tensor) { return joined(std::span(&tensor, 1), tensor.shape()); }
+Tensor HostDevice::copy(const Tensor& tensor) {
+  return joined(std::span(&tensor, 1), tensor.shape());
+}
 
 Tensor HostDevice::stack(std::span<const Tensor> tensors) {
   std::vector<std::int64_t> sizes{static_cast<std::int64_t>(tensors.size())};
@@ -161,7 +170,9 @@ Tensor HostDevice::pool_2x2(const Tensor& rows, std::int64_t grid) {
   return pooled;
 }
 
-std::unique_ptr<MemoryReader> HostDevice::memory_reader(const ModelSpec& spec) { return std::make_unique<HostReader>(spec); }
+std::unique_ptr<MemoryReader> HostDevice::memory_reader(const ModelSpec& spec) {
+  return std::make_unique<HostReader>(spec);
+}
 
 Tensor HostDevice::pixels(const ImageView& frame, std::int64_t size) {
   Tensor pixels = Tensor::empty(DType::UInt8, {1, 3, size, size});

@@ -11,8 +11,8 @@ ObjectMemory::ObjectMemory(const ModelSpec& spec, const Pruner& pruner, std::int
       max_prompt_frames_(max_prompt_frames),
       grid_(pruner.device().arange(0, static_cast<std::int32_t>(spec.tokens()))) {}
 
-void ObjectMemory::write(std::int64_t frame, const Tensor& rows, const Tensor& pointer, bool prompt, const Tensor& scores,
-                         std::optional<std::int64_t> keep) {
+void ObjectMemory::write(std::int64_t frame, const Tensor& rows, const Tensor& pointer, bool prompt,
+                         const Tensor& scores, std::optional<std::int64_t> keep) {
   FrameMemory newest{frame, pointer, prompt, pruner_.device().to_bfloat16(rows), grid_, scores, keep};
   if (!frames_.empty() && frames_.back().frame == frame) {
     frames_.pop_back();
@@ -25,8 +25,11 @@ void ObjectMemory::write(std::int64_t frame, const Tensor& rows, const Tensor& p
       --prompts;
     }
   }
-  const auto back = [frame](const FrameMemory& memory) { return frame + 1 - memory.frame; };  // as seen from the next step
-  std::erase_if(frames_, [&](const FrameMemory& memory) { return !memory.prompt && back(memory) >= spec_.max_object_pointers; });
+  const auto back = [frame](const FrameMemory& memory) {
+    return frame + 1 - memory.frame;
+  };  // as seen from the next step
+  std::erase_if(frames_,
+                [&](const FrameMemory& memory) { return !memory.prompt && back(memory) >= spec_.max_object_pointers; });
   for (FrameMemory& memory : frames_) {
     if (!memory.prompt && back(memory) >= spec_.num_maskmem) {
       memory.rows = memory.scores = Tensor();
@@ -81,7 +84,8 @@ Reading ObjectMemory::reading(const Selection& selection) const {
 const FrameMemory& ObjectMemory::at(std::int64_t frame) const {
   const auto found = std::ranges::find(frames_, frame, &FrameMemory::frame);
   if (found == frames_.end()) {
-    throw InternalError(expected("memory of a selected frame", "none of frame " + std::to_string(frame), "Report this"));
+    throw InternalError(
+        expected("memory of a selected frame", "none of frame " + std::to_string(frame), "Report this"));
   }
   return *found;
 }

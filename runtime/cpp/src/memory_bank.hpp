@@ -1,4 +1,5 @@
-// The bounded memory of one object in a stream: rows of frames in bfloat16, and object pointers. Definition: runtime/memory_bank.py.
+// The bounded memory of one object in a stream: rows of frames in bfloat16, and object pointers. Definition:
+// runtime/memory_bank.py.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +29,8 @@ class ObjectMemory {
   // `pruner` outlives the memory.
   ObjectMemory(const ModelSpec& spec, const Pruner& pruner, std::int64_t max_prompt_frames);
 
-  // Stores the newest frame; earlier frames are compacted, demoted and dropped. Writing the same frame again replaces it.
+  // Stores the newest frame; earlier frames are compacted, demoted and dropped. Writing the same frame again replaces
+  // it.
   //   rows: float32 [N, D] as memory_encoder gives them.
   void write(std::int64_t frame, const Tensor& rows, const Tensor& pointer, bool prompt, const Tensor& scores,
              std::optional<std::int64_t> keep);

@@ -18,7 +18,9 @@ constexpr float kOwn = 0.5F;
 constexpr std::size_t kSide = kImageStride / kLowResStride;  // logits along a cell
 
 // Correctly rounded but for about one value in 2^28: tanh in double precision, then float. Python computes the same.
-float tanh_of_half(float logit) { return static_cast<float>(std::tanh(static_cast<double>(0.5F * logit))); }
+float tanh_of_half(float logit) {
+  return static_cast<float>(std::tanh(static_cast<double>(0.5F * logit)));
+}
 
 // Mean of f(logit) over the 4x4 logits of each cell: rows of a cell first, in float32.
 template <typename F>

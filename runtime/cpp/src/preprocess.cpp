@@ -56,7 +56,9 @@ Weights bicubic_weights(std::int64_t source, std::int64_t target) {
   return table;
 }
 
-std::uint8_t clipped(std::int32_t sum) { return static_cast<std::uint8_t>(std::clamp(sum >> kPrecisionBits, 0, 255)); }
+std::uint8_t clipped(std::int32_t sum) {
+  return static_cast<std::uint8_t>(std::clamp(sum >> kPrecisionBits, 0, 255));
+}
 
 // Interleaved pixels, rows without gaps.
 struct Pixels {
@@ -106,7 +108,9 @@ Pixels resized_columns(const Pixels& in, std::size_t height) {
 
 // Whether Pillow 13 resizes the height first: where it shrinks, by more than twice as many pixels as the width.
 bool height_first(std::size_t height, std::size_t width, std::size_t size) {
-  const auto shrinks = [size](std::size_t side) { return static_cast<std::int64_t>(side) - static_cast<std::int64_t>(size); };
+  const auto shrinks = [size](std::size_t side) {
+    return static_cast<std::int64_t>(side) - static_cast<std::int64_t>(size);
+  };
   return height > size && shrinks(height) > 2 * shrinks(width);
 }
 
@@ -143,9 +147,10 @@ std::vector<Taps> triangle_taps(std::int64_t source, std::int64_t target) {
   return all;
 }
 
-// Resizes the rows of [height, width] to `target` columns and transposes: [target, height]. Taps are added first to last; torch's AVX2 loop
-// multiplies and adds blocks of four, and fuses what is left.
-std::vector<float> resampled_across(std::span<const float> values, std::size_t height, std::size_t width, std::size_t target) {
+// Resizes the rows of [height, width] to `target` columns and transposes: [target, height]. Taps are added first to
+// last; torch's AVX2 loop multiplies and adds blocks of four, and fuses what is left.
+std::vector<float> resampled_across(std::span<const float> values, std::size_t height, std::size_t width,
+                                    std::size_t target) {
   constexpr std::size_t kVector = 4;
   const std::vector<Taps> table = triangle_taps(static_cast<std::int64_t>(width), static_cast<std::int64_t>(target));
   std::vector<float> out(target * height);
@@ -158,7 +163,8 @@ std::vector<float> resampled_across(std::span<const float> values, std::size_t h
       for (std::size_t tap = 1; tap < taps.weights.size(); ++tap) {
         const float weight = taps.weights[tap];
         if (tap > unfused) {
-          total = static_cast<float>(static_cast<double>(total) + static_cast<double>(from[tap]) * static_cast<double>(weight));
+          total = static_cast<float>(static_cast<double>(total) +
+                                     static_cast<double>(from[tap]) * static_cast<double>(weight));
         } else {
           total += from[tap] * weight;
         }
@@ -169,22 +175,26 @@ std::vector<float> resampled_across(std::span<const float> values, std::size_t h
   return out;
 }
 
-void check_view(const void* data, std::int64_t height, std::int64_t width, std::ptrdiff_t row_bytes, std::int64_t pixel_bytes,
-                std::string_view what) {
+void check_view(const void* data, std::int64_t height, std::int64_t width, std::ptrdiff_t row_bytes,
+                std::int64_t pixel_bytes, std::string_view what) {
   constexpr std::int64_t kLargest = 1 << 16;  // a side; keeps every product below 2^63
-  if (data == nullptr || height < 1 || width < 1 || height > kLargest || width > kLargest || row_bytes < width * pixel_bytes) {
-    const std::string got = (data == nullptr ? "no memory, " : "") + std::to_string(height) + " x " + std::to_string(width) + ", " +
-                            std::to_string(row_bytes) + " bytes a row";
-    throw PromptError(expected(what, got, "Give height, width and bytes from row to row of what the pointer points to"));
+  if (data == nullptr || height < 1 || width < 1 || height > kLargest || width > kLargest ||
+      row_bytes < width * pixel_bytes) {
+    const std::string got = (data == nullptr ? "no memory, " : "") + std::to_string(height) + " x " +
+                            std::to_string(width) + ", " + std::to_string(row_bytes) + " bytes a row";
+    throw PromptError(
+        expected(what, got, "Give height, width and bytes from row to row of what the pointer points to"));
   }
 }
 
 }  // namespace
 
 void ImageView::check() const {
-  check_view(data, height, width, row_bytes, kChannels, "a frame of at least one pixel with rows of at least 3 bytes a pixel");
+  check_view(data, height, width, row_bytes, kChannels,
+             "a frame of at least one pixel with rows of at least 3 bytes a pixel");
   if (format != PixelFormat::Rgb8 && format != PixelFormat::Bgr8) {
-    throw PromptError(expected("pixel format Rgb8 or Bgr8", std::to_string(static_cast<int>(format)), "Convert the frame"));
+    throw PromptError(
+        expected("pixel format Rgb8 or Bgr8", std::to_string(static_cast<int>(format)), "Convert the frame"));
   }
 }
 

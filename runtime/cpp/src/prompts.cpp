@@ -8,7 +8,9 @@ namespace fastsam2 {
 
 namespace {
 
-std::string text_of(float x, float y) { return "x=" + std::to_string(x) + ", y=" + std::to_string(y); }
+std::string text_of(float x, float y) {
+  return "x=" + std::to_string(x) + ", y=" + std::to_string(y);
+}
 
 std::vector<std::array<float, 2>> corners_and_points(const Prompt& prompt) {
   std::vector<std::array<float, 2>> all;
@@ -24,19 +26,22 @@ std::vector<std::array<float, 2>> corners_and_points(const Prompt& prompt) {
 
 void check_object_id(std::int64_t id) {
   if (id < 1) {
-    throw PromptError(expected("an object id that is an integer >= 1", std::to_string(id), "Number objects 1, 2, 3, ..."));
+    throw PromptError(
+        expected("an object id that is an integer >= 1", std::to_string(id), "Number objects 1, 2, 3, ..."));
   }
 }
 
 void check_prompt(const Prompt& prompt, std::int64_t height, std::int64_t width) {
   if (prompt.mask) {
     if (prompt.box || !prompt.points.empty() || prompt.labels) {
-      throw PromptError(expected("a mask alone, or points and box", "a mask with points, labels or a box", "Give one of the two"));
+      throw PromptError(
+          expected("a mask alone, or points and box", "a mask with points, labels or a box", "Give one of the two"));
     }
     prompt.mask->check();
     if (prompt.mask->height != height || prompt.mask->width != width) {
       const std::string what = "a mask of the frame's size " + Shape{height, width}.text();
-      throw PromptError(expected(what, Shape{prompt.mask->height, prompt.mask->width}.text(), "Give mask [H, W] in video pixels"));
+      throw PromptError(
+          expected(what, Shape{prompt.mask->height, prompt.mask->width}.text(), "Give mask [H, W] in video pixels"));
     }
     return;
   }

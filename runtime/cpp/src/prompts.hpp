@@ -11,7 +11,8 @@ namespace fastsam2 {
 // Throws PromptError if the id is not positive.
 void check_object_id(std::int64_t id);
 
-// Throws PromptError if nothing is given, a mask comes with points, box or labels, or a value has another size or range.
+// Throws PromptError if nothing is given, a mask comes with points, box or labels, or a value has another size or
+// range.
 //   height, width: of the video, pixels.
 void check_prompt(const Prompt& prompt, std::int64_t height, std::int64_t width);
 

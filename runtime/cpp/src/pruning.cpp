@@ -4,7 +4,8 @@
 
 namespace fastsam2 {
 
-Pruner::Pruner(const Prune& prune, const ModelSpec& spec, Device& device) : prune_(prune), spec_(spec), device_(device) {
+Pruner::Pruner(const Prune& prune, const ModelSpec& spec, Device& device)
+    : prune_(prune), spec_(spec), device_(device) {
   prune.check();
   budgets_ = prune.budgets(spec.tokens());
 }
@@ -30,7 +31,8 @@ Tensor Pruner::score(std::int64_t object_id, std::int64_t frame, const Tensor& l
 
 Kept Pruner::compact(const Tensor& rows, const Tensor& scores, std::optional<std::int64_t> keep) const {
   if (!active() || static_cast<bool>(scores) != prune_.scores_rows() || rows.size() != spec_.tokens()) {
-    throw InternalError(expected("rows and scores of a dense frame", rows.shape().text(), "Compact a dense frame once"));
+    throw InternalError(
+        expected("rows and scores of a dense frame", rows.shape().text(), "Compact a dense frame once"));
   }
   if (!scores) {
     const auto tokens = static_cast<std::int32_t>(spec_.tokens());

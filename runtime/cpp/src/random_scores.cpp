@@ -1,7 +1,9 @@
-// numpy's SeedSequence, PCG64 and Generator.permutation for policy random, so that Python and C++ keep the same rows of a frame.
+// numpy's SeedSequence, PCG64 and Generator.permutation for policy random, so that Python and C++ keep the same rows of
+// a frame.
 //
-// Sources: M. E. O'Neill, "PCG: A Family of Simple Fast Space-Efficient Statistically Good Algorithms" (HMC-CS-2014-0905), XSL-RR 128/64;
-// numpy's documentation of `numpy.random.SeedSequence`; the constants are part of those definitions.
+// Sources: M. E. O'Neill, "PCG: A Family of Simple Fast Space-Efficient Statistically Good Algorithms"
+// (HMC-CS-2014-0905), XSL-RR 128/64; numpy's documentation of `numpy.random.SeedSequence`; the constants are part of
+// those definitions.
 #include <array>
 #include <bit>
 #include <cstddef>

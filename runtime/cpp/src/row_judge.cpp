@@ -17,8 +17,8 @@ std::vector<Tensor> column(std::span<const Judged> objects, Member member) {
 
 }  // namespace
 
-Judgement judge_rows(const Pruner& pruner, Stages& stages, const ModelSpec& spec, std::int64_t frame, const Features& features,
-                     std::span<const Judged> objects, const GuardState& guard) {
+Judgement judge_rows(const Pruner& pruner, Stages& stages, const ModelSpec& spec, std::int64_t frame,
+                     const Features& features, std::span<const Judged> objects, const GuardState& guard) {
   Judgement judgement{std::vector<Tensor>(objects.size()), std::nullopt, std::nullopt, guard};
   if (!pruner.active()) {
     return judgement;
@@ -41,7 +41,8 @@ Judgement judge_rows(const Pruner& pruner, Stages& stages, const ModelSpec& spec
     cues.uncertainty = device.uncertainty(logits, spec.grid());
     const Tensor scores = device.concatenate(column(objects, &Judged::score));
     const Tensor ious = device.concatenate(column(objects, &Judged::iou));
-    const Routed routed = stages.route(features, logits, scores, ious, cues.uncertainty, column(objects, &Judged::text));
+    const Routed routed =
+        stages.route(features, logits, scores, ious, cues.uncertainty, column(objects, &Judged::text));
     cues.relevance = routed.relevance;
     cues.context = routed.context;
     for (std::size_t row = 0; row < objects.size(); ++row) {

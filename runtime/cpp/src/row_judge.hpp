@@ -1,4 +1,5 @@
-// What the rows of a frame are worth, and how many of them to keep: policy or router, and the guard. Definition: runtime/row_judge.py.
+// What the rows of a frame are worth, and how many of them to keep: policy or router, and the guard. Definition:
+// runtime/row_judge.py.
 #pragma once
 
 #include <cstdint>
@@ -42,7 +43,7 @@ struct Judgement {
 };
 
 // Judges the rows of every object on a frame, at least one.
-Judgement judge_rows(const Pruner& pruner, Stages& stages, const ModelSpec& spec, std::int64_t frame, const Features& features,
-                     std::span<const Judged> objects, const GuardState& guard);
+Judgement judge_rows(const Pruner& pruner, Stages& stages, const ModelSpec& spec, std::int64_t frame,
+                     const Features& features, std::span<const Judged> objects, const GuardState& guard);
 
 }  // namespace fastsam2

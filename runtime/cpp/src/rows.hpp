@@ -1,4 +1,5 @@
-// Memory rows on the host: bfloat16, the top-k gather, 2x2 means. Definitions: runtime/bfloat16.py, kernels/reference.py, host_device.py.
+// Memory rows on the host: bfloat16, the top-k gather, 2x2 means. Definitions: runtime/bfloat16.py,
+// kernels/reference.py, host_device.py.
 #pragma once
 
 #include <cstdint>

@@ -9,7 +9,8 @@ namespace fastsam2 {
 
 namespace {
 
-// Up to `limit` prompt frames nearest to `frame`: the nearest before, the nearest at or after, then the nearest of the rest.
+// Up to `limit` prompt frames nearest to `frame`: the nearest before, the nearest at or after, then the nearest of the
+// rest.
 std::vector<std::int64_t> closest(std::int64_t frame, std::span<const std::int64_t> prompts, std::int64_t limit) {
   std::vector<std::int64_t> rest(prompts.begin(), prompts.end());
   const auto most = static_cast<std::size_t>(limit);
@@ -38,8 +39,8 @@ std::vector<std::int64_t> closest(std::int64_t frame, std::span<const std::int64
 
 }  // namespace
 
-Selection select(std::int64_t frame, std::span<const std::int64_t> prompt_frames, std::span<const std::int64_t> other_frames,
-                 const ModelSpec& spec, std::int64_t max_prompt_frames) {
+Selection select(std::int64_t frame, std::span<const std::int64_t> prompt_frames,
+                 std::span<const std::int64_t> other_frames, const ModelSpec& spec, std::int64_t max_prompt_frames) {
   const std::vector<std::int64_t> selected = closest(frame, prompt_frames, max_prompt_frames);
   std::set<std::int64_t> ordinary(other_frames.begin(), other_frames.end());
   ordinary.insert(prompt_frames.begin(), prompt_frames.end());

@@ -43,7 +43,8 @@ Stages::Stages(std::shared_ptr<Backend> backend, const ModelSpec& spec, std::int
     : backend_(std::move(backend)), spec_(spec) {
   constexpr std::int64_t kMostMb = 1 << 24;
   if (memory_budget_mb < 1 || memory_budget_mb > kMostMb) {
-    throw PromptError(expected("memory_budget_mb in 1..16777216", std::to_string(memory_budget_mb), "The default is 4096"));
+    throw PromptError(
+        expected("memory_budget_mb in 1..16777216", std::to_string(memory_budget_mb), "The default is 4096"));
   }
   budget_bytes_ = memory_budget_mb << 20;
   reader_ = backend_->device().memory_reader(spec);
@@ -76,7 +77,8 @@ Tensor Stages::condition(const Features& features, std::span<const Reading> read
     rows += frame.position.size();
   }
   Parts parts(1);
-  for (const auto& [start, stop] : chunks(GraphRole::MemoryAttention, static_cast<std::int64_t>(readings.size()), rows)) {
+  for (const auto& [start, stop] :
+       chunks(GraphRole::MemoryAttention, static_cast<std::int64_t>(readings.size()), rows)) {
     const auto part = readings.subspan(static_cast<std::size_t>(start), static_cast<std::size_t>(stop - start));
     std::vector<NamedTensor> inputs{{"tokens", features.tokens}};
     std::ranges::move(reader_->read(part), std::back_inserter(inputs));
@@ -149,7 +151,8 @@ Decoded Stages::answer(const Features& features, const ModelPoints& points, cons
   options.points = Tensor::of(std::span<const float>(points.xy), {1, count, 2});
   options.labels = Tensor::of(std::span<const std::int32_t>(points.labels), {1, count});
   if (previous_logits) {
-    options.previous_logits = device().clamp(previous_logits, kMaskLogitClamp).reshape({1, spec_.low_res(), spec_.low_res()});
+    options.previous_logits =
+        device().clamp(previous_logits, kMaskLogitClamp).reshape({1, spec_.low_res(), spec_.low_res()});
   }
   return decode(features, conditioned ? conditioned : features.tokens, options);
 }
@@ -167,7 +170,8 @@ Decoded Stages::adopt_mask(const Features& features, const Tensor& mask) {
   return {out[0].reshape({count, side, side}), device().full({count}, 1, DType::Float32), out[1], out[2]};
 }
 
-Tensor Stages::encode_memory(const Features& features, const Tensor& logits, const Tensor& scores, std::span<const bool> prompted) {
+Tensor Stages::encode_memory(const Features& features, const Tensor& logits, const Tensor& scores,
+                             std::span<const bool> prompted) {
   const std::int64_t side = spec_.low_res();
   const Tensor flags = Tensor::of(prompted, {logits.size()});
   Parts parts(1);

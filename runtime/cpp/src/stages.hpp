@@ -50,25 +50,28 @@ class Stages {
 
   Features encode_image(const Tensor& pixels);
 
-  // Masks of objects on a frame without prompts, in batches of objects with equally long histories. `answer` is told which of the objects
-  // a batch holds, their conditioned tokens float32 [n, N, C], and their masks.
+  // Masks of objects on a frame without prompts, in batches of objects with equally long histories. `answer` is told
+  // which of the objects a batch holds, their conditioned tokens float32 [n, N, C], and their masks.
   using Answer = std::function<void(std::span<const std::size_t>, const Tensor&, const Decoded&)>;
-  void track(const Features& features, std::span<const ObjectMemory* const> memories, std::int64_t frame, const Answer& answer);
+  void track(const Features& features, std::span<const ObjectMemory* const> memories, std::int64_t frame,
+             const Answer& answer);
 
   // Mask of one object that is prompted with points.
   //   conditioned: float32 [1, N, C]; empty where nothing is remembered of the object yet.
   //   previous_logits: float32 [L, L], what was said of the object on this frame before, or empty.
-  Decoded answer(const Features& features, const ModelPoints& points, const Tensor& conditioned, const Tensor& previous_logits);
+  Decoded answer(const Features& features, const ModelPoints& points, const Tensor& conditioned,
+                 const Tensor& previous_logits);
 
   // A given mask, float32 [1, 1, S, S] of 0 and 1, becomes the output; its predicted IoU is 1.
   Decoded adopt_mask(const Features& features, const Tensor& mask);
 
   // Memory rows float32 [B, N, D] of logits [B, L, L] and scores [B].
-  Tensor encode_memory(const Features& features, const Tensor& logits, const Tensor& scores, std::span<const bool> prompted);
+  Tensor encode_memory(const Features& features, const Tensor& logits, const Tensor& scores,
+                       std::span<const bool> prompted);
 
   // What the memory rows of B objects are worth. Texts are float32 [E] on the host, or empty.
-  Routed route(const Features& features, const Tensor& logits, const Tensor& scores, const Tensor& ious, const Tensor& uncertainty,
-               std::span<const Tensor> texts);
+  Routed route(const Features& features, const Tensor& logits, const Tensor& scores, const Tensor& ious,
+               const Tensor& uncertainty, std::span<const Tensor> texts);
 
  private:
   using Range = std::pair<std::int64_t, std::int64_t>;

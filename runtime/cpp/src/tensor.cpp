@@ -50,7 +50,9 @@ Shape::Shape(std::span<const std::int64_t> sizes) : rank_(sizes.size()) {
   }
 }
 
-std::int64_t Shape::elements() const { return std::accumulate(begin(), end(), std::int64_t{1}, std::multiplies<>()); }
+std::int64_t Shape::elements() const {
+  return std::accumulate(begin(), end(), std::int64_t{1}, std::multiplies<>());
+}
 
 std::string Shape::text() const {
   std::string text = "[";
@@ -120,8 +122,8 @@ Tensor Tensor::reshape(Shape shape) const {
 
 void Tensor::check_type(DType wanted) const {
   if (!memory_ || type_ != wanted) {
-    throw InternalError(
-        expected("a tensor of " + std::string(name_of(wanted)), memory_ ? name_of(type_) : "none", "Check the contract"));
+    throw InternalError(expected("a tensor of " + std::string(name_of(wanted)), memory_ ? name_of(type_) : "none",
+                                 "Check the contract"));
   }
 }
 

@@ -133,8 +133,8 @@ class Tracker::Impl {
     check(prompt);
     Object& object = known(id);
     if (append && (prompt.box || prompt.mask)) {
-      throw PromptError(
-          expected("points with append", "a box or a mask", "A box must come before any point: give it with append=False"));
+      throw PromptError(expected("points with append", "a box or a mask",
+                                 "A box must come before any point: give it with append=False"));
     }
     Outcome outcome = answer(prompt, &object.newest, append);
     std::vector<Reported> reported = newest();
@@ -180,7 +180,8 @@ class Tracker::Impl {
  private:
   static const TrackerOptions& checked(const TrackerOptions& options) {
     if (options.max_prompt_frames < 1) {
-      throw PromptError(expected("max_prompt_frames >= 1", std::to_string(options.max_prompt_frames), "The default is 4"));
+      throw PromptError(
+          expected("max_prompt_frames >= 1", std::to_string(options.max_prompt_frames), "The default is 4"));
     }
     if (options.fill_hole_area < 0) {
       throw PromptError(expected("fill_hole_area >= 0", std::to_string(options.fill_hole_area),
@@ -198,8 +199,8 @@ class Tracker::Impl {
 
   void check(const Prompt& prompt) const {
     if (!size_) {
-      throw PromptError(
-          expected("a frame before the first prompt", "none", "Call step(frame) first: prompts refer to the newest frame"));
+      throw PromptError(expected("a frame before the first prompt", "none",
+                                 "Call step(frame) first: prompts refer to the newest frame"));
     }
     check_prompt(prompt, size_->height, size_->width);
   }
@@ -219,7 +220,8 @@ class Tracker::Impl {
 
   [[nodiscard]] Tensor embedded(std::span<const float> text) const {
     if (!pruner_.routes()) {
-      throw PromptError(expected("no text without the router", "one", "Prune with policy router: only it reads descriptions"));
+      throw PromptError(
+          expected("no text without the router", "one", "Prune with policy router: only it reads descriptions"));
     }
     if (static_cast<std::int64_t>(text.size()) != spec_.text_dim) {
       const std::string what = "an embedding of " + std::to_string(spec_.text_dim) + " numbers";
@@ -244,7 +246,8 @@ class Tracker::Impl {
       points.xy.insert(points.xy.begin(), previous->points.xy.begin(), previous->points.xy.end());
       points.labels.insert(points.labels.begin(), previous->points.labels.begin(), previous->points.labels.end());
     }
-    const Decoded decoded = stages_.answer(features, points, conditioned, previous == nullptr ? Tensor() : previous->logits);
+    const Decoded decoded =
+        stages_.answer(features, points, conditioned, previous == nullptr ? Tensor() : previous->logits);
     Outcome answered = outcome(decoded, 0, true, as_prompt, conditioned);
     answered.points = std::move(points);
     return answered;
@@ -268,13 +271,14 @@ class Tracker::Impl {
       prompted[i] = own.prompted;
       judged.push_back({objects_[i]->id, own.memory_logits, own.score, own.iou, objects_[i]->seen, objects_[i]->text});
     }
-    const Tensor rows = stages_.encode_memory(features, device_.stack(column(all, &Outcome::memory_logits)),
-                                              device_.concatenate(column(all, &Outcome::score)), {prompted.get(), objects_.size()});
+    const Tensor rows =
+        stages_.encode_memory(features, device_.stack(column(all, &Outcome::memory_logits)),
+                              device_.concatenate(column(all, &Outcome::score)), {prompted.get(), objects_.size()});
     Judgement judgement = judge_rows(pruner_, stages_, spec_, *frame_, features, judged, guard_);
     for (std::size_t i = 0; i < objects_.size(); ++i) {
       const Outcome& own = objects_[i]->newest;
-      objects_[i]->memory.write(*frame_, rows[static_cast<std::int64_t>(i)], own.pointer, own.as_prompt, judgement.scores[i],
-                                judgement.keep);
+      objects_[i]->memory.write(*frame_, rows[static_cast<std::int64_t>(i)], own.pointer, own.as_prompt,
+                                judgement.scores[i], judgement.keep);
     }
     return judgement;
   }
@@ -303,8 +307,15 @@ class Tracker::Impl {
       fill_holes(own.fill<float>(), spec_.low_res(), options_.fill_hole_area);
       filled = device_.put(own);
     }
-    return {filled,    prompted ? filled : raw, decoded.score.slice(row, row + 1), decoded.iou.slice(row, row + 1),
-            device_.copy(decoded.pointer[row]), prompted, as_prompt, conditioned, {}};
+    return {filled,
+            prompted ? filled : raw,
+            decoded.score.slice(row, row + 1),
+            decoded.iou.slice(row, row + 1),
+            device_.copy(decoded.pointer[row]),
+            prompted,
+            as_prompt,
+            conditioned,
+            {}};
   }
 
   [[nodiscard]] std::vector<Reported> newest() const {
@@ -377,15 +388,33 @@ Tracker::Tracker(Tracker&&) noexcept = default;
 Tracker& Tracker::operator=(Tracker&&) noexcept = default;
 Tracker::~Tracker() = default;
 
-Result Tracker::step(const ImageView& frame) { return impl_->step(frame); }
-Result Tracker::add(std::int64_t id, const Prompt& prompt, std::span<const float> text) { return impl_->add(id, prompt, text); }
-Result Tracker::correct(std::int64_t id, const Prompt& prompt, bool append) { return impl_->correct(id, prompt, append); }
-void Tracker::describe(std::int64_t id, std::span<const float> text) { impl_->describe(id, text); }
-void Tracker::remove(std::int64_t id) { impl_->remove(id); }
-void Tracker::reset() { impl_->reset(); }
-std::vector<std::int64_t> Tracker::ids() const { return impl_->ids(); }
-std::optional<std::int64_t> Tracker::frame() const { return impl_->frame(); }
-const ModelSpec& Tracker::spec() const { return impl_->spec(); }
+Result Tracker::step(const ImageView& frame) {
+  return impl_->step(frame);
+}
+Result Tracker::add(std::int64_t id, const Prompt& prompt, std::span<const float> text) {
+  return impl_->add(id, prompt, text);
+}
+Result Tracker::correct(std::int64_t id, const Prompt& prompt, bool append) {
+  return impl_->correct(id, prompt, append);
+}
+void Tracker::describe(std::int64_t id, std::span<const float> text) {
+  impl_->describe(id, text);
+}
+void Tracker::remove(std::int64_t id) {
+  impl_->remove(id);
+}
+void Tracker::reset() {
+  impl_->reset();
+}
+std::vector<std::int64_t> Tracker::ids() const {
+  return impl_->ids();
+}
+std::optional<std::int64_t> Tracker::frame() const {
+  return impl_->frame();
+}
+const ModelSpec& Tracker::spec() const {
+  return impl_->spec();
+}
 
 Tensor encode_text(Backend& backend, const ModelSpec& spec, std::span<const std::int32_t> ids) {
   if (ids.empty() || ids.size() % kClipContext != 0) {

@@ -16,8 +16,8 @@ constexpr std::uint32_t kHeight = 48;
 constexpr std::uint32_t kWidth = 80;
 
 // Fills outputs with a wave; fails where `user` says so.
-int32_t run_wave(void* user, const char* role, const fastsam2_tensor*, uint32_t, const fastsam2_tensor* outputs, uint32_t output_count,
-                 char* message, uint32_t message_bytes) {
+int32_t run_wave(void* user, const char* role, const fastsam2_tensor*, uint32_t, const fastsam2_tensor* outputs,
+                 uint32_t output_count, char* message, uint32_t message_bytes) {
   if (user != nullptr && std::string(role) == static_cast<const char*>(user)) {
     std::strncpy(message, "the disc is full", message_bytes);
     return 5;
@@ -99,7 +99,8 @@ TEST_F(CApi, TracksAndOutlivesItsBundle) {
   EXPECT_EQ(view.ids[0], 7);
   EXPECT_EQ(view.height, kHeight);
   EXPECT_EQ(view.width, kWidth);
-  EXPECT_EQ(std::count(view.masks, view.masks + kHeight * kWidth, 1) + std::count(view.masks, view.masks + kHeight * kWidth, 0),
+  EXPECT_EQ(std::count(view.masks, view.masks + kHeight * kWidth, 1) +
+                std::count(view.masks, view.masks + kHeight * kWidth, 0),
             kHeight * kWidth);
   EXPECT_EQ(fastsam2_result_close(result), FASTSAM2_OK);
 }

@@ -81,8 +81,10 @@ TEST(Tracker, RefusesWhatIsNotLegal) {
     EXPECT_THROW(tracker.add(1, Prompt{std::nullopt, std::span(&point, 1), std::nullopt, std::nullopt}), PromptError);
   }
   const std::array<float, 2> inside{80, 48};
-  EXPECT_THROW(tracker.add(1, Prompt{std::nullopt, std::span(&inside, 1), std::span(&label, 1), std::nullopt}), PromptError);
-  EXPECT_THROW(tracker.add(1, Prompt{std::array<float, 4>{10, 10, 10, 30}, {}, std::nullopt, std::nullopt}), PromptError);
+  EXPECT_THROW(tracker.add(1, Prompt{std::nullopt, std::span(&inside, 1), std::span(&label, 1), std::nullopt}),
+               PromptError);
+  EXPECT_THROW(tracker.add(1, Prompt{std::array<float, 4>{10, 10, 10, 30}, {}, std::nullopt, std::nullopt}),
+               PromptError);
   EXPECT_TRUE(tracker.ids().empty());
   tracker.add(1, kBox);
   EXPECT_THROW(tracker.add(1, kBox), PromptError);

@@ -1,4 +1,5 @@
-// The seam between the core and whatever executes graphs and holds arrays. No type of TensorRT, CUDA or ONNX Runtime passes it.
+// The seam between the core and whatever executes graphs and holds arrays. No type of TensorRT, CUDA or ONNX Runtime
+// passes it.
 #pragma once
 
 #include <cstdint>
@@ -42,7 +43,8 @@ class MemoryReader {
   MemoryReader& operator=(const MemoryReader&) = delete;
   virtual ~MemoryReader() = default;
 
-  // B readings with equal counts -> inputs memory, position, age, pointers, pointer_offset of memory_attention, valid until the next call.
+  // B readings with equal counts -> inputs memory, position, age, pointers, pointer_offset of memory_attention, valid
+  // until the next call.
   virtual std::vector<NamedTensor> read(std::span<const Reading> readings) = 0;
 };
 
@@ -114,8 +116,10 @@ class Backend {
 };
 
 // Checks what a backend answered against the contract. Throws BackendError.
-void check_outputs(GraphRole role, const ModelSpec& spec, std::span<const NamedTensor> inputs, std::span<const Tensor> outputs);
-// Shapes of a graph's outputs for these inputs, in the order of the contract. Throws InternalError if inputs contradict it.
+void check_outputs(GraphRole role, const ModelSpec& spec, std::span<const NamedTensor> inputs,
+                   std::span<const Tensor> outputs);
+// Shapes of a graph's outputs for these inputs, in the order of the contract. Throws InternalError if inputs contradict
+// it.
 std::vector<Shape> output_shapes(GraphRole role, const ModelSpec& spec, std::span<const NamedTensor> inputs);
 
 }  // namespace fastsam2

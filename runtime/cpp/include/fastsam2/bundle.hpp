@@ -35,9 +35,11 @@ struct Manifest {
   const GraphEntry& graph(GraphRole role, ExportTarget target) const;
 };
 
-// The manifest in a text. Throws BundleError if it is malformed, of another version or contradicts the contract; says which and what to do.
+// The manifest in a text. Throws BundleError if it is malformed, of another version or contradicts the contract; says
+// which and what to do.
 Manifest parse_manifest(std::string_view json);
-// Reads and checks a bundle: its manifest, and presence, size and, with `verify`, SHA-256 of every file. Throws BundleError.
+// Reads and checks a bundle: its manifest, and presence, size and, with `verify`, SHA-256 of every file. Throws
+// BundleError.
 Manifest read_manifest(const std::filesystem::path& folder, bool verify = true);
 
 }  // namespace fastsam2

@@ -11,7 +11,8 @@
 
 namespace fastsam2 {
 
-// Sizes of a model in tokens, channels or pixels, as the manifest holds them; names and meaning as in fastsam2/config.py.
+// Sizes of a model in tokens, channels or pixels, as the manifest holds them; names and meaning as in
+// fastsam2/config.py.
 struct ModelSpec {
   std::string name;
   std::int64_t image_size = 0;  // S
@@ -38,7 +39,7 @@ std::optional<std::int64_t> static_size(const ModelSpec& spec, std::string_view 
 // Which memory rows survive once a frame is no longer the newest. The default keeps all.
 struct Prune {
   PrunePolicy policy = PrunePolicy::Dense;
-  std::optional<double> keep;         // fraction of a frame's rows, (0, 1]; rounded up to the next bucket
+  std::optional<double> keep;          // fraction of a frame's rows, (0, 1]; rounded up to the next bucket
   std::optional<std::int64_t> tokens;  // the same as a row count; give one of the two
   std::vector<Protect> protect{Protect::Prompt, Protect::Newest};  // frames kept dense
   std::int64_t seed = 0;                                           // of policy random

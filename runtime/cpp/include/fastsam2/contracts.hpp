@@ -1,4 +1,4 @@
-// Written by `python -m fastsam2.runtime.contracts_header` from fastsam2/contracts.py, config.py and enums.py: not to be edited.
+// Written by `python -m fastsam2.runtime.contracts_header` from fastsam2/{contracts,config,enums}.py: not to be edited.
 #pragma once
 
 #include <array>

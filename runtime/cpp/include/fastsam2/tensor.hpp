@@ -42,7 +42,8 @@ class Shape {
   static constexpr std::size_t kMaxRank = 4;
 
   Shape() = default;
-  Shape(std::initializer_list<std::int64_t> sizes) : Shape(std::span<const std::int64_t>(sizes.begin(), sizes.size())) {}
+  Shape(std::initializer_list<std::int64_t> sizes)
+      : Shape(std::span<const std::int64_t>(sizes.begin(), sizes.size())) {}
   // Throws InternalError for a negative size or more than four of them.
   explicit Shape(std::span<const std::int64_t> sizes);
 
@@ -62,8 +63,8 @@ class Shape {
   std::size_t rank_ = 0;
 };
 
-// A contiguous array in memory that all its views keep alive. What a tensor shares is written only before it is handed on.
-// A default-constructed tensor holds nothing.
+// A contiguous array in memory that all its views keep alive. What a tensor shares is written only before it is handed
+// on. A default-constructed tensor holds nothing.
 class Tensor {
  public:
   Tensor() = default;

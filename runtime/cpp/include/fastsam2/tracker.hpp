@@ -1,4 +1,5 @@
-// The streaming loop: frames in, masks out, objects added, corrected and removed at any time, bounded memory for any length.
+// The streaming loop: frames in, masks out, objects added, corrected and removed at any time, bounded memory for any
+// length.
 #pragma once
 
 #include <array>
@@ -25,30 +26,32 @@ struct Prompt {
 
 struct TrackerOptions {
   Prune prune;
-  bool corrections_as_prompts = false;    // a corrected frame's memory counts as a prompt frame
-  std::int64_t max_prompt_frames = 4;     // most prompt frames an object attends to
-  std::int64_t fill_hole_area = 0;        // holes of at most this many low-resolution pixels are filled
-  std::int64_t memory_budget_mb = 4096;   // estimated activations of one batch of objects, MiB
+  bool corrections_as_prompts = false;   // a corrected frame's memory counts as a prompt frame
+  std::int64_t max_prompt_frames = 4;    // most prompt frames an object attends to
+  std::int64_t fill_hole_area = 0;       // holes of at most this many low-resolution pixels are filled
+  std::int64_t memory_budget_mb = 4096;  // estimated activations of one batch of objects, MiB
 };
 
 // Tracks objects through a stream of frames of one size. Not for use from several threads at once.
 class Tracker {
  public:
-  // `backend` may serve several trackers and lives as long as any of them. Throws PromptError if an option is out of range.
+  // `backend` may serve several trackers and lives as long as any of them. Throws PromptError if an option is out of
+  // range.
   Tracker(std::shared_ptr<Backend> backend, const ModelSpec& spec, const TrackerOptions& options = {});
   Tracker(Tracker&&) noexcept;
   Tracker& operator=(Tracker&&) noexcept;
   ~Tracker();
 
   // Takes the next frame and tracks every object on it.
-  // Throws PromptError if the frame has no pixels or another size than the one before; BackendError if a graph cannot run. Either way the
-  // frame was not taken and can be given again.
+  // Throws PromptError if the frame has no pixels or another size than the one before; BackendError if a graph cannot
+  // run. Either way the frame was not taken and can be given again.
   Result step(const ImageView& frame);
 
   // Starts tracking an object from the newest frame on.
   //   id: >= 1, not in use.
   //   text: float32 [E], embedding of a description for the router; empty for none.
-  // Throws PromptError if there is no frame yet, the id is in use, or the prompt is not legal; the tracker is unchanged then.
+  // Throws PromptError if there is no frame yet, the id is in use, or the prompt is not legal; the tracker is unchanged
+  // then.
   Result add(std::int64_t id, const Prompt& prompt, std::span<const float> text = {});
 
   // Corrects an object on the newest frame: points refine its present mask, a mask replaces it.
@@ -57,7 +60,8 @@ class Tracker {
   Result correct(std::int64_t id, const Prompt& prompt, bool append = false);
 
   // Says what an object is, from the newest frame on; an empty embedding takes the description back.
-  // Throws PromptError if the id is unknown, rows are not chosen by the router, or the embedding has another width than E.
+  // Throws PromptError if the id is unknown, rows are not chosen by the router, or the embedding has another width than
+  // E.
   void describe(std::int64_t id, std::span<const float> text);
 
   // Stops tracking an object and frees its memory. Throws PromptError if the id is unknown.
@@ -66,8 +70,8 @@ class Tracker {
   // Forgets every object and frame; the next frame has index 0 and may have another size.
   void reset();
 
-  [[nodiscard]] std::vector<std::int64_t> ids() const;        // in the order they were added
-  [[nodiscard]] std::optional<std::int64_t> frame() const;    // index of the newest frame
+  [[nodiscard]] std::vector<std::int64_t> ids() const;      // in the order they were added
+  [[nodiscard]] std::optional<std::int64_t> frame() const;  // index of the newest frame
   [[nodiscard]] const ModelSpec& spec() const;
 
  private:
@@ -75,7 +79,8 @@ class Tracker {
   std::unique_ptr<Impl> impl_;
 };
 
-// Embeddings float32 [T, E] on the host of token ids int32 [T, 77], by the bundle's text encoder. Throws PromptError or BackendError.
+// Embeddings float32 [T, E] on the host of token ids int32 [T, 77], by the bundle's text encoder. Throws PromptError or
+// BackendError.
 Tensor encode_text(Backend& backend, const ModelSpec& spec, std::span<const std::int32_t> ids);
 
 }  // namespace fastsam2
