@@ -66,7 +66,7 @@ std::vector<float> blurred(std::span<const float> cells, std::size_t grid) {
 
 std::vector<float> uniform_scores(std::int64_t grid) {
   const auto side = static_cast<std::uint32_t>(grid);
-  const int bits = std::bit_width(side - 1);
+  const auto bits = static_cast<int>(std::bit_width(side - 1));
   const std::uint32_t flip = kCentring & ((1U << bits) - 1U);
   std::vector<std::uint64_t> rank(static_cast<std::size_t>(grid * grid));
   for (std::uint32_t y = 0; y < side; ++y) {

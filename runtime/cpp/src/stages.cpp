@@ -91,7 +91,9 @@ Decoded Stages::decode(const Features& features, const Tensor& conditioned, cons
   const std::int64_t side = spec_.low_res();
   Device& d = device();
   Parts parts(4);
-  for (const auto& [start, stop] : chunks(GraphRole::MaskDecoder, conditioned.size())) {
+  for (const Range& range : chunks(GraphRole::MaskDecoder, conditioned.size())) {
+    const std::int64_t start = range.first;
+    const std::int64_t stop = range.second;
     const std::int64_t n = stop - start;
     const auto part = [&](const Tensor& given, Shape shape, double otherwise, DType type) {
       return given ? given.slice(start, stop) : d.full(shape, otherwise, type);
