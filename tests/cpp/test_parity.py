@@ -6,8 +6,7 @@ ONNX Runtime sessions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ import pytest
 import fastsam2
 from fastsam2.builtin import bundle_path
 from fastsam2.config import Prune
-from fastsam2.enums import Protect, PrunePolicy
+from fastsam2.enums import GraphRole, Protect, PrunePolicy
+from fastsam2.runtime.backends.protocol import Array, Backend
 from fastsam2.runtime.loaded import LoadedBundle
 from fastsam2.runtime.result import Result
 from tests.parity.clips import Clip, make_clip
@@ -91,10 +91,36 @@ def test_micro_pruned(prune: str, scenario: str, loaded: Any, clips: dict[str, C
     assert all((a.masks == b.masks).all() for a, b in zip(dense, pruned, strict=True)) == kept, "pruning did not show"
 
 
-def test_chunks_and_hole_filling(loaded: Any, clips: dict[str, Clip]) -> None:
-    scenario = replace(BY_NAME["three_objects"], corrections_as_prompts=True)
-    small = compare(loaded("micro"), scenario, clips["wide"], memory_budget_mb=1, fill_hole_area=8)
-    assert len(small[-1].ids) == 3
+class Harsh:
+    """A backend whose masks saturate and have small holes, so that clamping and hole filling show.
+
+    Args:
+        inner: runs the graphs.
+    """
+
+    def __init__(self, inner: Backend) -> None:
+        self.inner, self.name = inner, inner.name
+
+    def run(self, role: GraphRole, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See `Backend.run`."""
+        outputs = dict(self.inner.run(role, inputs))
+        if role is GraphRole.MASK_DECODER:
+            logits = outputs["low_res_logits"] * np.float32(20.0)
+            logits[..., 10:20, 10:20] = 9.0
+            logits[..., 14:16, 14:16] = -3.0
+            outputs["low_res_logits"] = logits
+        return outputs
+
+
+@pytest.mark.parametrize("scenario", ["three_objects", "correction", "refined_first_frame"])
+def test_chunks_clamped_logits_and_hole_filling(scenario: str, loaded: Any, clips: dict[str, Clip]) -> None:
+    bundle, _ = loaded("micro")
+    harsh = LoadedBundle(bundle.folder, bundle.manifest, Harsh(bundle.backend)), {}
+    filled = compare(harsh, BY_NAME[scenario], clips["wide"], memory_budget_mb=1, fill_hole_area=8)
+    open_ones = compare(harsh, BY_NAME[scenario], clips["wide"], memory_budget_mb=1)
+    assert max(np.abs(r.low_res_logits).max(initial=0) for r in filled) > 32
+    assert (filled[-1].low_res_logits[:, 14:16, 14:16] > 0).all()
+    assert (open_ones[-1].low_res_logits[:, 14:16, 14:16] < 0).all()
 
 
 @pytest.mark.parametrize("scenario", ["box", "many_prompts"])
