@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from fastsam2.config import IMAGE_STRIDE, LOW_RES_STRIDE
 from fastsam2.errors import InternalError, expected
+from fastsam2.runtime.policies.mask import rounded_tanh
 
 _SIDE = IMAGE_STRIDE // LOW_RES_STRIDE
 
@@ -34,6 +35,6 @@ def uncertainty(logits: npt.NDArray[np.float32], grid: int) -> npt.NDArray[np.fl
     if logits.shape[-2:] != (side, side):
         raise InternalError(expected(f"logits [..., {side}, {side}]", list(logits.shape), "Pass low-resolution logits"))
     lead = logits.shape[:-2]
-    undecided = np.float32(1.0) - np.square(np.tanh(np.float32(0.5) * logits))  # = 4p(1-p), exact at both ends
+    undecided = np.float32(1.0) - np.square(rounded_tanh(np.float32(0.5) * logits))  # = 4p(1-p), exact at both ends
     cells = undecided.reshape(*lead, grid, _SIDE, grid, _SIDE).mean(axis=(-3, -1), dtype=np.float32)
     return np.ascontiguousarray(cells.reshape(*lead, grid * grid), np.float32)

@@ -66,9 +66,15 @@ def cell_coverage(logits: npt.NDArray[np.float32], grid: int) -> npt.NDArray[np.
         float32 [g,g], mean probability of the 4x4 logits of a cell, 0..1.
     """
     side = IMAGE_STRIDE // LOW_RES_STRIDE
-    probability = np.float32(0.5) * (np.float32(1.0) + np.tanh(np.float32(0.5) * logits))
+    probability = np.float32(0.5) * (np.float32(1.0) + rounded_tanh(np.float32(0.5) * logits))
     coverage: npt.NDArray[np.float32] = probability.reshape(grid, side, grid, side).mean(axis=(1, 3), dtype=np.float32)
     return coverage
+
+
+def rounded_tanh(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Hyperbolic tangent in float64, rounded to float32: the bits of every good C library, unlike what these have for float32."""
+    exact: npt.NDArray[np.float32] = np.tanh(values, dtype=np.float64).astype(np.float32)
+    return exact
 
 
 def _blur(cells: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

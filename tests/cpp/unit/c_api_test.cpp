@@ -1,0 +1,243 @@
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "fastsam2/fastsam2.h"
+
+namespace {
+
+constexpr std::uint32_t kHeight = 48;
+constexpr std::uint32_t kWidth = 80;
+
+// Fills outputs with a wave; fails where `user` says so.
+int32_t run_wave(void* user, const char* role, const fastsam2_tensor*, uint32_t, const fastsam2_tensor* outputs,
+                 uint32_t output_count, char* message, uint32_t message_bytes) {
+  if (user != nullptr && std::string(role) == static_cast<const char*>(user)) {
+    std::strncpy(message, "the disc is full", message_bytes);
+    return 5;
+  }
+  for (std::uint32_t o = 0; o < output_count; ++o) {
+    auto* values = static_cast<float*>(outputs[o].data);
+    for (std::uint64_t i = 0; i < outputs[o].bytes / sizeof(float); ++i) {
+      values[i] = static_cast<float>(i % 7) - 2.5F;
+    }
+  }
+  return 0;
+}
+
+// A copy of a real manifest; without the files a bundle needs, where hashes are skipped and sizes are zero.
+class CApi : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const char* bundle = std::getenv("FASTSAM2_TEST_BUNDLE");
+    if (bundle == nullptr) {
+      GTEST_SKIP() << "FASTSAM2_TEST_BUNDLE names no bundle";
+    }
+    folder_ = bundle;
+  }
+
+  fastsam2_bundle open_bundle(const char* failing = nullptr) {
+    fastsam2_bundle_options options{};
+    options.struct_size = sizeof options;
+    options.abi_version = FASTSAM2_ABI_VERSION;
+    options.run = run_wave;
+    options.user = const_cast<char*>(failing);
+    options.skip_hashes = 1;
+    fastsam2_bundle bundle{};
+    EXPECT_EQ(fastsam2_bundle_open(folder_.c_str(), &options, &bundle), FASTSAM2_OK) << fastsam2_last_error();
+    return bundle;
+  }
+
+  fastsam2_image frame() {
+    fastsam2_image image{};
+    image.struct_size = sizeof image;
+    image.height = kHeight;
+    image.width = kWidth;
+    image.pixels = pixels_.data();
+    image.pixel_bytes = pixels_.size();
+    return image;
+  }
+
+  static fastsam2_prompt box_prompt() {
+    static constexpr float kBox[] = {10, 10, 40, 30};
+    fastsam2_prompt prompt{};
+    prompt.struct_size = sizeof prompt;
+    prompt.box = kBox;
+    return prompt;
+  }
+
+  std::string folder_;
+  std::vector<std::uint8_t> pixels_ = std::vector<std::uint8_t>(kHeight * kWidth * 3, 90);
+};
+
+TEST_F(CApi, TracksAndOutlivesItsBundle) {
+  const fastsam2_bundle bundle = open_bundle();
+  fastsam2_bundle_info info{};
+  info.struct_size = sizeof info;
+  ASSERT_EQ(fastsam2_bundle_describe(bundle, &info), FASTSAM2_OK);
+  EXPECT_EQ(info.image_size % 32, 0U);
+  fastsam2_tracker tracker{};
+  ASSERT_EQ(fastsam2_tracker_open(bundle, nullptr, &tracker), FASTSAM2_OK) << fastsam2_last_error();
+  ASSERT_EQ(fastsam2_bundle_close(bundle), FASTSAM2_OK);
+  fastsam2_result result{};
+  const fastsam2_image image = frame();
+  ASSERT_EQ(fastsam2_tracker_step(tracker, &image, &result), FASTSAM2_OK) << fastsam2_last_error();
+  ASSERT_EQ(fastsam2_result_close(result), FASTSAM2_OK);
+  const fastsam2_prompt prompt = box_prompt();
+  ASSERT_EQ(fastsam2_tracker_add(tracker, 7, &prompt, &result), FASTSAM2_OK) << fastsam2_last_error();
+  ASSERT_EQ(fastsam2_tracker_close(tracker), FASTSAM2_OK);
+  fastsam2_result_view view{};
+  view.struct_size = sizeof view;
+  ASSERT_EQ(fastsam2_result_read(result, &view), FASTSAM2_OK);
+  EXPECT_EQ(view.object_count, 1U);
+  EXPECT_EQ(view.ids[0], 7);
+  EXPECT_EQ(view.height, kHeight);
+  EXPECT_EQ(view.width, kWidth);
+  EXPECT_EQ(std::count(view.masks, view.masks + kHeight * kWidth, 1) +
+                std::count(view.masks, view.masks + kHeight * kWidth, 0),
+            kHeight * kWidth);
+  EXPECT_EQ(fastsam2_result_close(result), FASTSAM2_OK);
+}
+
+TEST_F(CApi, ClosedAndUnknownHandlesAreRefused) {
+  const fastsam2_bundle bundle = open_bundle();
+  fastsam2_tracker tracker{};
+  ASSERT_EQ(fastsam2_tracker_open(bundle, nullptr, &tracker), FASTSAM2_OK);
+  ASSERT_EQ(fastsam2_tracker_close(tracker), FASTSAM2_OK);
+  fastsam2_result result{};
+  const fastsam2_image image = frame();
+  const fastsam2_prompt prompt = box_prompt();
+  EXPECT_EQ(fastsam2_tracker_step(tracker, &image, &result), FASTSAM2_ERROR_HANDLE);
+  EXPECT_NE(std::string(fastsam2_last_error()).find("expected an open handle"), std::string::npos);
+  EXPECT_EQ(fastsam2_tracker_add(tracker, 1, &prompt, &result), FASTSAM2_ERROR_HANDLE);
+  EXPECT_EQ(fastsam2_tracker_close(tracker), FASTSAM2_ERROR_HANDLE);
+  EXPECT_EQ(fastsam2_tracker_reset({12345}), FASTSAM2_ERROR_HANDLE);
+  EXPECT_EQ(fastsam2_result_close({0}), FASTSAM2_ERROR_HANDLE);
+  EXPECT_EQ(result.id, 0U);
+  EXPECT_EQ(fastsam2_bundle_close(bundle), FASTSAM2_OK);
+  EXPECT_EQ(fastsam2_bundle_close(bundle), FASTSAM2_ERROR_HANDLE);
+}
+
+TEST_F(CApi, BadArgumentsAreRefused) {
+  const fastsam2_bundle bundle = open_bundle();
+  fastsam2_tracker tracker{};
+  fastsam2_result result{};
+  EXPECT_EQ(fastsam2_tracker_open(bundle, nullptr, nullptr), FASTSAM2_ERROR_PROMPT);
+  fastsam2_tracker_options options{};
+  EXPECT_EQ(fastsam2_tracker_open(bundle, &options, &tracker), FASTSAM2_ERROR_ABI);  // struct_size 0
+  options.struct_size = sizeof options;
+  options.policy = 99;
+  EXPECT_EQ(fastsam2_tracker_open(bundle, &options, &tracker), FASTSAM2_ERROR_PROMPT);
+  options.policy = FASTSAM2_MASK;
+  options.keep = -1;
+  EXPECT_EQ(fastsam2_tracker_open(bundle, &options, &tracker), FASTSAM2_ERROR_PROMPT);
+  ASSERT_EQ(fastsam2_tracker_open(bundle, nullptr, &tracker), FASTSAM2_OK);
+  EXPECT_EQ(fastsam2_tracker_step(tracker, nullptr, &result), FASTSAM2_ERROR_PROMPT);
+  const fastsam2_image good = frame();
+  EXPECT_EQ(fastsam2_tracker_step(tracker, &good, nullptr), FASTSAM2_ERROR_PROMPT);
+  const auto refused = [&](auto change) {
+    fastsam2_image image = frame();
+    change(image);
+    return fastsam2_tracker_step(tracker, &image, &result);
+  };
+  EXPECT_EQ(refused([](fastsam2_image& i) { i.pixels = nullptr; }), FASTSAM2_ERROR_PROMPT);
+  EXPECT_EQ(refused([](fastsam2_image& i) { i.format = 4; }), FASTSAM2_ERROR_PROMPT);
+  EXPECT_EQ(refused([](fastsam2_image& i) { i.height = 0; }), FASTSAM2_ERROR_PROMPT);
+  EXPECT_EQ(refused([](fastsam2_image& i) { i.width = 0xFFFFFFFF; }), FASTSAM2_ERROR_PROMPT);
+  EXPECT_EQ(refused([](fastsam2_image& i) { i.row_bytes = 5; }), FASTSAM2_ERROR_PROMPT);
+  EXPECT_EQ(refused([](fastsam2_image& i) { i.pixel_bytes -= 1; }), FASTSAM2_ERROR_PROMPT);
+  EXPECT_EQ(refused([](fastsam2_image& i) { i.struct_size = 4; }), FASTSAM2_ERROR_ABI);
+  ASSERT_EQ(fastsam2_tracker_step(tracker, &good, &result), FASTSAM2_OK);
+  ASSERT_EQ(fastsam2_result_close(result), FASTSAM2_OK);
+  const auto prompted = [&](auto change) {
+    fastsam2_prompt prompt = box_prompt();
+    change(prompt);
+    return fastsam2_tracker_add(tracker, 1, &prompt, &result);
+  };
+  EXPECT_EQ(prompted([](fastsam2_prompt& p) { p.box = nullptr; }), FASTSAM2_ERROR_PROMPT);
+  EXPECT_EQ(prompted([](fastsam2_prompt& p) { p.point_count = 3; }), FASTSAM2_ERROR_PROMPT);
+  EXPECT_EQ(prompted([&](fastsam2_prompt& p) { p.mask = pixels_.data(); }), FASTSAM2_ERROR_PROMPT);
+  EXPECT_EQ(fastsam2_tracker_add(tracker, 1, nullptr, &result), FASTSAM2_ERROR_PROMPT);
+  EXPECT_EQ(fastsam2_tracker_describe(tracker, 1, nullptr, 3), FASTSAM2_ERROR_PROMPT);
+  EXPECT_EQ(fastsam2_tracker_close(tracker), FASTSAM2_OK);
+  EXPECT_EQ(fastsam2_bundle_close(bundle), FASTSAM2_OK);
+}
+
+TEST_F(CApi, BundlesOfAnotherAbiOrPlaceAreRefused) {
+  fastsam2_bundle_options options{};
+  options.struct_size = sizeof options;
+  options.run = run_wave;
+  fastsam2_bundle bundle{};
+  EXPECT_EQ(fastsam2_bundle_open(folder_.c_str(), &options, &bundle), FASTSAM2_ERROR_ABI);
+  options.abi_version = FASTSAM2_ABI_VERSION;
+  EXPECT_EQ(fastsam2_bundle_open("/no/such/folder", &options, &bundle), FASTSAM2_ERROR_BUNDLE);
+  EXPECT_EQ(fastsam2_bundle_open(nullptr, &options, &bundle), FASTSAM2_ERROR_PROMPT);
+  EXPECT_EQ(fastsam2_bundle_open(folder_.c_str(), nullptr, &bundle), FASTSAM2_ERROR_PROMPT);
+  options.run = nullptr;
+  EXPECT_EQ(fastsam2_bundle_open(folder_.c_str(), &options, &bundle), FASTSAM2_ERROR_BACKEND);
+  EXPECT_EQ(bundle.id, 0U);
+}
+
+TEST_F(CApi, WhatTheCallbackSaysComesBack) {
+  const fastsam2_bundle bundle = open_bundle("mask_decoder");
+  fastsam2_tracker tracker{};
+  fastsam2_result result{};
+  ASSERT_EQ(fastsam2_tracker_open(bundle, nullptr, &tracker), FASTSAM2_OK);
+  const fastsam2_image image = frame();
+  ASSERT_EQ(fastsam2_tracker_step(tracker, &image, &result), FASTSAM2_OK);
+  ASSERT_EQ(fastsam2_result_close(result), FASTSAM2_OK);
+  const fastsam2_prompt prompt = box_prompt();
+  EXPECT_EQ(fastsam2_tracker_add(tracker, 1, &prompt, &result), FASTSAM2_ERROR_BACKEND);
+  EXPECT_NE(std::string(fastsam2_last_error()).find("the disc is full"), std::string::npos);
+  fastsam2_tracker_close(tracker);
+  fastsam2_bundle_close(bundle);
+}
+
+TEST_F(CApi, ThreadsShareATracker) {
+  const fastsam2_bundle bundle = open_bundle();
+  fastsam2_tracker tracker{};
+  ASSERT_EQ(fastsam2_tracker_open(bundle, nullptr, &tracker), FASTSAM2_OK);
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) {
+    threads.emplace_back([&] {
+      for (int n = 0; n < 3; ++n) {
+        fastsam2_result result{};
+        const fastsam2_image image = frame();
+        EXPECT_EQ(fastsam2_tracker_step(tracker, &image, &result), FASTSAM2_OK) << fastsam2_last_error();
+        EXPECT_EQ(fastsam2_result_close(result), FASTSAM2_OK);
+      }
+    });
+  }
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+  fastsam2_result result{};
+  const fastsam2_image image = frame();
+  ASSERT_EQ(fastsam2_tracker_step(tracker, &image, &result), FASTSAM2_OK);
+  fastsam2_result_view view{};
+  view.struct_size = sizeof view;
+  ASSERT_EQ(fastsam2_result_read(result, &view), FASTSAM2_OK);
+  EXPECT_EQ(view.frame, 12);
+  fastsam2_result_close(result);
+  fastsam2_tracker_close(tracker);
+  fastsam2_bundle_close(bundle);
+}
+
+TEST_F(CApi, OlderCallersSeeWhatTheyKnow) {
+  const fastsam2_bundle bundle = open_bundle();
+  fastsam2_bundle_info info{};
+  info.struct_size = 8;  // a caller whose struct ended after image_size
+  info.text_dim = 424242;
+  ASSERT_EQ(fastsam2_bundle_describe(bundle, &info), FASTSAM2_OK);
+  EXPECT_GT(info.image_size, 0U);
+  EXPECT_EQ(info.text_dim, 424242U);
+  fastsam2_bundle_close(bundle);
+}
+
+}  // namespace
