@@ -33,7 +33,6 @@ from fastsam2.runtime.host_device import device_of
 from fastsam2.runtime.loaded import LoadedBundle
 from fastsam2.runtime.memory_bank import FrameMemory, ObjectMemory
 from fastsam2.runtime.result import Result
-from fastsam2.runtime.stages import DEFAULT_MEMORY_BUDGET_MB
 from fastsam2.runtime.tracker import Tracker
 
 OURS, OFFICIAL, COMPILED = "ours", "official", "official-compiled"
@@ -75,7 +74,7 @@ class Ours:
     Args:
         loaded: the bundle; may be shared.
         prune: which memory it keeps.
-        memory_budget_mb: bound on one batch of objects, MiB.
+        singly: run objects one by one, not in batches.
 
     Attributes:
         loaded: its bundle.
@@ -83,9 +82,11 @@ class Ours:
         result: of its newest frame.
     """
 
-    def __init__(self, loaded: LoadedBundle, prune: Prune, *, memory_budget_mb: int = DEFAULT_MEMORY_BUDGET_MB) -> None:
+    def __init__(self, loaded: LoadedBundle, prune: Prune, *, singly: bool = False) -> None:
         self.loaded = loaded
-        self.tracker: Tracker = loaded.tracker(prune=prune, memory_budget_mb=memory_budget_mb)
+        self.tracker: Tracker = loaded.tracker(prune=prune)
+        if singly:
+            self.tracker._stages.budget = 0
         self.result: Result
         self._device = device_of(loaded.backend)
         self._saved: tuple[Any, ...] = ()

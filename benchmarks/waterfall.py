@@ -37,10 +37,8 @@ from fastsam2.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from fastsam2.runtime.backends.protocol import Array
 from fastsam2.runtime.loaded import LoadedBundle, load
 from fastsam2.runtime.run_record import bundle_text
-from fastsam2.runtime.stages import DEFAULT_MEMORY_BUDGET_MB
 
 KEEP = 0.05
-SINGLY_MB = 1  # a budget below one object's runs objects one by one
 
 
 class StandardAttention(OnnxRuntimeBackend):
@@ -78,16 +76,27 @@ def main() -> None:
     parser.add_argument("--objects", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--pairs", type=int, default=3, help="timed frames")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--checkpoint", help="of the official side; that of the bundle if left out")
+    parser.add_argument("--config", help="of the official side; that of the bundle if left out")
+    parser.add_argument("--checkpoint", help="likewise")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     try:
-        waterfall(args.bundle, objects=args.objects, pairs=args.pairs, threads=args.threads, checkpoint=args.checkpoint, out=args.out)
+        waterfall(**vars(args))
     except FastSam2Error as error:
         parser.exit(2, f"error: {error}\n")
 
 
-def waterfall(bundle: str, *, objects: Sequence[int], pairs: int, threads: int, checkpoint: str | None, out: Path) -> dict[str, Any]:
+def waterfall(
+    bundle: str,
+    *,
+    objects: Sequence[int],
+    pairs: int,
+    threads: int,
+    out: Path,
+    config: str | None = None,
+    checkpoint: str | None = None,
+    settle_s: float = SETTLE_S,
+) -> dict[str, Any]:
     """Every variant for each number of objects, all on the same frames.
 
     Args:
@@ -95,8 +104,10 @@ def waterfall(bundle: str, *, objects: Sequence[int], pairs: int, threads: int, 
         objects: how many are tracked.
         pairs: timed frames.
         threads: CPU threads inside one operator.
-        checkpoint: of the official side; None for where the bundle's weights came from.
         out: JSON file, written after each number of objects.
+        config: of the official side; None for what the bundle was exported from.
+        checkpoint: likewise.
+        settle_s: pause before each sample, seconds.
 
     Returns:
         The content of the file: conditions and "cases", each with objects, variant, ours_ms, official_ms, ratio, ratio_spread, pairs.
@@ -109,7 +120,7 @@ def waterfall(bundle: str, *, objects: Sequence[int], pairs: int, threads: int, 
     absorbed = load(bundle, threads=threads)
     manifest: Manifest = absorbed.manifest
     standard = LoadedBundle(folder, manifest, StandardAttention(folder, manifest, threads=threads))
-    weights = official_weights(manifest, checkpoint=checkpoint)
+    weights = official_weights(manifest, model=config, checkpoint=checkpoint)
     record: dict[str, Any] = {
         **conditions(threads, "benchmarks.waterfall"),
         "model": manifest.model.name,
@@ -137,24 +148,26 @@ def waterfall(bundle: str, *, objects: Sequence[int], pairs: int, threads: int, 
                 side.step(side.decode(file))
             side.save()
         for count in objects:
-            record["cases"] += _cases(count, official, ours, files[WARM_UP_FRAMES:])
+            record["cases"] += _cases(count, official, ours, files[WARM_UP_FRAMES:], settle_s)
             write_json(out, record)
     return record
 
 
-def _cases(count: int, official: Official, filled: Mapping[tuple[bool, bool], Ours], files: Sequence[Path]) -> list[dict[str, Any]]:
+def _cases(
+    count: int, official: Official, filled: Mapping[tuple[bool, bool], Ours], files: Sequence[Path], settle_s: float
+) -> list[dict[str, Any]]:
     """The cases of one number of objects, one frame after the other on every variant."""
     official.restore()
     sides: list[Side] = [official]
     for fast, pruned, batching in variants(count).values():
         like = filled[fast, pruned]
-        own = Ours(like.loaded, like.tracker.pruner.prune, memory_budget_mb=DEFAULT_MEMORY_BUDGET_MB if batching else SINGLY_MB)
+        own = Ours(like.loaded, like.tracker.pruner.prune, singly=not batching)
         own.follow(like)
         sides.append(own)
     for side in sides:
         for object_id in range(2, count + 1):
             side.copy_object(object_id)
-    taken: list[Taken] = measure(sides, [None] * len(sides), files, settle_s=SETTLE_S)
+    taken: list[Taken] = measure(sides, [None] * len(sides), files, settle_s=settle_s)
     cases = []
     for name, one in zip(variants(count), taken[1:], strict=True):
         cases.append({"objects": count, "variant": name, **numbers(one, taken[0], MODEL)})

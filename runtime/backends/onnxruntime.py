@@ -31,11 +31,15 @@ class OnnxRuntimeBackend:
         manifest: its manifest.
         threads: CPU threads inside one operator; None takes every core this process may use.
 
+    Attributes:
+        target: whose graphs are run.
+
     Raises:
         BackendError: if threads < 1.
     """
 
     name = BackendName.ONNXRUNTIME.value
+    target = ExportTarget.ONNXRUNTIME
 
     def __init__(self, folder: Path, manifest: Manifest, *, threads: int | None = None) -> None:
         check_provider(CPU_PROVIDER, threads)
@@ -57,7 +61,7 @@ class OnnxRuntimeBackend:
     def _session(self, role: GraphRole) -> ort.InferenceSession:
         with self._lock:
             if role not in self._sessions:
-                path = self.folder / self.manifest.graph(role, ExportTarget.ONNXRUNTIME).file.path
+                path = self.folder / self.manifest.graph(role, self.target).file.path
                 self._sessions[role] = open_session(path, CPU_PROVIDER, {}, self.threads)
             return self._sessions[role]
 
