@@ -55,6 +55,22 @@ MemoryReader = Callable[[Sequence[Reading]], dict[str, Tensor]]
 """B readings with equal counts -> inputs memory, position, age, pointers, pointer_offset of memory_attention, valid until the next call."""
 
 
+class FrameUploads(Protocol):
+    """Frames of one tracker on their way to the device."""
+
+    def ahead(self, frame: npt.NDArray[np.uint8]) -> None:
+        """Starts to copy a frame, uint8 [H, W, 3], beside what is being computed; read before the call returns."""
+        ...
+
+    def take(self, frame: npt.NDArray[np.uint8]) -> Tensor:
+        """What `Device.pixels` takes: the copy if this very array went ahead, or else the frame itself."""
+        ...
+
+    def clear(self) -> None:
+        """Forgets what went ahead."""
+        ...
+
+
 class Device(Protocol):
     """Array operations in the memory graphs read and write. Arguments may lie on the device or on the host.
 
@@ -117,7 +133,11 @@ class Device(Protocol):
         """Something that assembles what steps read; it may keep buffers."""
         ...
 
-    def pixels(self, frame: npt.NDArray[np.uint8], size: int) -> Tensor:
+    def frame_uploads(self) -> FrameUploads:
+        """For one tracker, whose every step ends with `fetch`."""
+        ...
+
+    def pixels(self, frame: Tensor, size: int) -> Tensor:
         """uint8 [H, W, 3] -> uint8 [1, 3, S, S], as `runtime.preprocess.frame_to_pixels`."""
         ...
 

@@ -22,6 +22,20 @@ from fastsam2.runtime.uncertainty import uncertainty
 Bits = npt.NDArray[np.uint16]
 
 
+class HostFrames:
+    """See `FrameUploads`; frames are where they are used."""
+
+    def ahead(self, frame: npt.NDArray[np.uint8]) -> None:
+        """Nothing to do."""
+
+    def take(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The frame itself."""
+        return frame
+
+    def clear(self) -> None:
+        """Nothing to forget."""
+
+
 class HostDevice:
     """See `Device`; tensors are numpy arrays. Keeps nothing, so one serves every tracker."""
 
@@ -80,7 +94,11 @@ class HostDevice:
         """One with buffers that are reused from step to step."""
         return _Buffers(spec).read
 
-    def pixels(self, frame: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    def frame_uploads(self) -> HostFrames:
+        """Frames need no copy."""
+        return HostFrames()
+
+    def pixels(self, frame: Any, size: int) -> npt.NDArray[np.uint8]:
         """With Pillow."""
         return frame_to_pixels(frame, size)
 

@@ -39,6 +39,23 @@ def check_frame(frame: object) -> None:
         raise PromptError(expected("a frame of uint8 [H, W, 3] in RGB order", got, "Scale to 0..255, drop alpha, put channels last"))
 
 
+def checked_size(frame: npt.NDArray[np.uint8], known: tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width of a frame of a stream.
+
+    Args:
+        frame: uint8 [H, W, 3].
+        known: height and width of the frames before it; None if there are none.
+
+    Raises:
+        PromptError: as `check_frame`, and if the size is another one.
+    """
+    check_frame(frame)
+    size = (frame.shape[0], frame.shape[1])
+    if known not in (None, size):
+        raise PromptError(expected(f"a frame of {known} (height, width)", size, "Call reset() before another video"))
+    return size
+
+
 def frame_to_pixels(frame: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     """Resize a frame to the model's square input, not keeping the aspect ratio.
 

@@ -303,19 +303,19 @@ class _Run:
 
     def track(self, progress: Callable[[int], object]) -> FrameLog:
         """Every frame, until the source ends or the user ends a live one."""
-        log = FrameLog()
+        log, upcoming = FrameLog(), None
         try:
             while not log.interrupted:
                 start = perf_counter()
-                with self.timer.stage("decode"):
-                    frame = next(self.video, None)
+                frame = self._next() if upcoming is None else upcoming
                 if frame is None:
                     break
+                upcoming = None if self.video.live else self._next()
                 if not log.frames and not self.video.live and not self.actions:
                     self.watch.hold(frame)
                     start = perf_counter()
                 with _whole_frame(self.video.live):
-                    result = self._track_frame(frame, log.frames)
+                    result = self._track_frame(frame, upcoming, log.frames)
                     log.seconds += perf_counter() - start
                     with self.timer.stage("write"):
                         self._hand_out(frame, result)
@@ -328,7 +328,11 @@ class _Run:
             log.interrupted = True
         return log
 
-    def _track_frame(self, frame: Frame, number: int) -> Result:
+    def _next(self) -> Frame | None:
+        with self.timer.stage("decode"):
+            return next(self.video, None)
+
+    def _track_frame(self, frame: Frame, upcoming: Frame | None, number: int) -> Result:
         planned = self.actions.get(number, ())
         drawn = self.watch.prompts(number, [p.id for p in self.drawn] + [p.id for actions in self.actions.values() for p, _ in actions])
         if self.words.drawn:
@@ -337,7 +341,7 @@ class _Run:
         for prompt, _ in planned:
             if prompt.remove:
                 self.tracker.remove(prompt.id)
-        result = self.tracker.step(frame)
+        result = self.tracker.step(frame, upcoming=upcoming)
         for prompt, arguments in (*planned, *((p, {"box": p.box}) for p in drawn)):
             if not prompt.remove:
                 call = self.tracker.correct if prompt.id in self.tracker.ids else self.tracker.add

@@ -22,7 +22,7 @@ from fastsam2.runtime.guard import GuardState, Observation
 from fastsam2.runtime.host_device import device_of
 from fastsam2.runtime.memory_bank import ObjectMemory
 from fastsam2.runtime.postprocess import fill_holes
-from fastsam2.runtime.preprocess import check_frame, mask_to_input
+from fastsam2.runtime.preprocess import checked_size, mask_to_input
 from fastsam2.runtime.prompts import Prompt, check_object_id, make_prompt, to_model_points
 from fastsam2.runtime.pruning import Pruner
 from fastsam2.runtime.query_pruning import QueryPruner
@@ -112,6 +112,7 @@ class Tracker:
             raise PromptError(expected("fill_hole_area >= 0", fill_hole_area, "0 fills nothing; the official predictor uses 8 on CUDA"))
         self.spec = spec
         self._device = device_of(backend)
+        self._uploads = self._device.frame_uploads()
         self.pruner = Pruner(prune or Prune(), spec, self._device)
         self._query_pruner = QueryPruner(self.pruner.prune, spec)
         self.corrections_as_prompts = corrections_as_prompts
@@ -143,31 +144,34 @@ class Tracker:
         """{stage: {median, p90}} in milliseconds per call, over the newest calls."""
         return self._timer.summary()
 
-    def step(self, frame: npt.NDArray[np.uint8]) -> Result:
+    def step(self, frame: npt.NDArray[np.uint8], *, upcoming: npt.NDArray[np.uint8] | None = None) -> Result:
         """Take the next frame and track every object on it.
 
         Args:
             frame: uint8 [H, W, 3] RGB, of the same size on every step.
+            upcoming: the frame of the next step, if it is there already: a GPU gets it while it computes this one. It is read during this
+                call; give the same array, unchanged, to the next step.
 
         Returns:
             Masks of all objects; an empty result while there are none.
 
         Raises:
-            PromptError: if the frame has another dtype, shape or size. The tracker is unchanged.
+            PromptError: if a frame has another dtype, shape or size. The tracker is unchanged.
             BackendError: if a graph cannot run. The frame was not taken and can be given again.
         """
-        check_frame(frame)
-        size = (frame.shape[0], frame.shape[1])
-        if self._size not in (None, size):
-            raise PromptError(expected(f"a frame of {self._size} (height, width)", size, "Call reset() before another video"))
+        size = checked_size(frame, self._size)
+        if upcoming is not None:
+            checked_size(upcoming, size)
         with self._timer.stage("preprocess"):
-            pixels = self._device.pixels(frame, self.spec.image_size)
+            pixels = self._device.pixels(self._uploads.take(frame), self.spec.image_size)
         index = 0 if self._frame is None else self._frame + 1
         features, outcomes, judgement = None, {}, None
         if self._objects:
             judgement = self._write_memories()
             features = self._stages.encode_image(pixels)
             outcomes = self._track(index, features)
+        if upcoming is not None:
+            self._uploads.ahead(upcoming)
         result, seen = self._result(index, size, outcomes, None if judgement is None else judgement.cues)
         for object_id, outcome in outcomes.items():
             self._objects[object_id].newest, self._objects[object_id].seen = outcome, seen.get(object_id)
@@ -279,6 +283,7 @@ class Tracker:
         self._objects.clear()
         self._frame = self._size = self._pixels = self._features = self._tokens = None
         self._guard = GuardState()
+        self._uploads.clear()
 
     def _prompt(self, **given: npt.ArrayLike | None) -> Prompt:
         if self._size is None:
@@ -414,6 +419,7 @@ class Tracker:
                 masks, logits, scores, ious, *fetched = device.fetch(device.masks(logits, size), logits, *numbers, *judged)
                 report = None if cues is None else cues.report(fetched)
             else:
+                device.fetch()
                 side = self.spec.low_res
                 masks, logits = np.zeros((0, *size), np.bool_), np.zeros((0, side, side), np.float32)
                 scores = ious = np.zeros(0, np.float32)

@@ -37,15 +37,19 @@ class Place(NamedTuple):
 class FakeGpu:
     """See `runtime.gpu.driver.Gpu`.
 
+    Args:
+        limit: memory there is, bytes.
+        early: copies beside the stream happen at once; or else as late as they may, when the stream comes to what waits for them.
+
     Attributes:
         calls: (name, bytes) of every call, in order; a test may clear it.
-        limit: memory there is, bytes.
         fails: message of the error that the next `synchronize` raises, as a lost context does from then on.
     """
 
     index, name, capability, stream_handle = 0, "FAKE GPU", "9.0", 0
 
-    def __init__(self, limit: int = 1 << 34) -> None:
+    def __init__(self, limit: int = 1 << 34, *, early: bool = True) -> None:
+        self.early = early
         self.stream = object()
         self.calls: list[tuple[str, int]] = []
         self.limit, self.fails = limit, ""
@@ -79,6 +83,17 @@ class FakeGpu:
     def upload(self, address: int, source: npt.NDArray[Any]) -> None:
         assert source.flags.c_contiguous
         self.enqueue("upload", source.nbytes, lambda: ctypes.memmove(address, source.ctypes.data, source.nbytes))
+
+    def upload_beside(self, address: int, source: npt.NDArray[Any]) -> None:
+        def work() -> object:
+            return ctypes.memmove(address, source.ctypes.data, source.nbytes)
+
+        assert source.flags.c_contiguous
+        if self.early:
+            self.calls.append(("upload_beside", source.nbytes))
+            work()
+        else:
+            self.enqueue("upload_beside", source.nbytes, work)
 
     def download(self, target: npt.NDArray[Any], address: int) -> None:
         assert target.flags.c_contiguous
@@ -140,8 +155,14 @@ class LateEngines(OrtEngines):
 
 
 def fake_backend(
-    folder: Path, manifest: Manifest, library: Path, *, target: ExportTarget = ExportTarget.ONNXRUNTIME, most: int | None = None
+    folder: Path,
+    manifest: Manifest,
+    library: Path,
+    *,
+    target: ExportTarget = ExportTarget.ONNXRUNTIME,
+    most: int | None = None,
+    early: bool = True,
 ) -> GpuBackend:
     """The GPU loop on this machine; `backend.gpu` is a `FakeGpu`. At most `most` objects in one run of a graph."""
-    gpu = FakeGpu()
+    gpu = FakeGpu(early=early)
     return GpuBackend(gpu, LateEngines(gpu, folder, manifest, target, most), manifest.model, driver=LateDriver(gpu, library))

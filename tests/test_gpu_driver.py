@@ -10,7 +10,7 @@ import gc
 import sys
 import threading
 from collections.abc import Callable
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,31 @@ class FakePyCuda(ModuleType):
                 while self.work:
                     self.work.pop(0)()
 
+            def wait_for_event(self, event: Event) -> None:
+                """What was recorded by now is done before what is enqueued from now on."""
+                done = event.done
+
+                def wait() -> None:
+                    while not done[0]:
+                        event.stream.work.pop(0)()
+
+                fake.enqueue(self, wait)
+
+        class Event:
+            def __init__(self, flags: int = 0) -> None:
+                assert flags == fake.event_flags.DISABLE_TIMING
+                fake.current()
+                self.stream: Any = None
+                self.done = [True]
+
+            def record(self, stream: Stream) -> Event:
+                self.stream, self.done = stream, [False]
+                fake.enqueue(stream, lambda done=self.done: done.__setitem__(0, True))  # type: ignore[misc]
+                return self
+
+            def __del__(self) -> None:
+                fake.events.append("event")
+
         class DeviceAllocation:
             def __init__(self, address: int, size: int) -> None:
                 self.address, self.context, self.valid = address, fake.current(), True
@@ -136,7 +161,8 @@ class FakePyCuda(ModuleType):
             def retain_primary_context(self) -> Context:
                 return Context()
 
-        self.Context, self.Stream, self.Device, self.allocation = Context, Stream, Device, DeviceAllocation
+        self.Context, self.Stream, self.Event, self.Device, self.allocation = Context, Stream, Event, Device, DeviceAllocation
+        self.event_flags = SimpleNamespace(DISABLE_TIMING=2)
 
     def init(self) -> None:
         if not self.devices:
@@ -228,6 +254,22 @@ def test_work_is_done_in_order_and_waited_for_once(cuda: FakePyCuda) -> None:
     gpu.close()
 
 
+def test_a_copy_beside_the_stream_holds_up_only_what_comes_after_it(cuda: FakePyCuda) -> None:
+    gpu = PyCudaGpu()
+    ahead, target = gpu.allocate(8), gpu.pinned(8)
+    gpu.fill_zero(gpu.allocate(8), 8)
+    before = len(gpu.stream.work)
+    gpu.upload_beside(ahead, np.arange(8, dtype=np.uint8))
+    assert len(gpu.stream.work) == before + 1, "a wait, no copy"
+    gpu.download(target, ahead)
+    gpu.upload_beside(ahead, np.full(8, 9, np.uint8))  # as late as the stream allows
+    gpu.synchronize()
+    assert target.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    gpu.upload_beside(ahead, np.empty(0, np.uint8))
+    assert gpu.stream.work == []
+    gpu.close()
+
+
 def test_nothing_to_copy_is_nothing_to_enqueue(cuda: FakePyCuda) -> None:
     gpu, nothing = PyCudaGpu(), np.empty((0, 4), np.float32)
     address = gpu.allocate(0)
@@ -245,6 +287,8 @@ def test_a_transposed_array_is_not_copied_in_the_wrong_order(cuda: FakePyCuda) -
     address = gpu.allocate(wrong.nbytes)
     with pytest.raises(InternalError, match="C-contiguous"):
         gpu.upload(address, wrong)
+    with pytest.raises(InternalError, match="C-contiguous"):
+        gpu.upload_beside(address, wrong)
     with pytest.raises(InternalError, match="C-contiguous"):
         gpu.download(wrong, address)
     assert gpu.stream.work == []
@@ -289,7 +333,8 @@ def test_close_releases_what_lives_in_the_context_before_it(cuda: FakePyCuda) ->
     gpu.allocate(8), gpu.allocate(8)
     gpu.close()
     gpu.close()
-    assert cuda.events == ["synchronize", "free", "free", "stream", "detach"]
+    assert cuda.events[:4] == ["synchronize", "synchronize", "free", "free"]
+    assert sorted(cuda.events[4:-1]) == ["event", "stream", "stream"] and cuda.events[-1] == "detach"
     assert cuda.live == {} and cuda.contexts == cuda.streams == 0 and cuda.stacks[threading.get_ident()] == []
 
 
@@ -300,6 +345,7 @@ def test_close_releases_what_lives_in_the_context_before_it(cuda: FakePyCuda) ->
         lambda gpu: gpu.release(256),
         lambda gpu: gpu.pinned(8),
         lambda gpu: gpu.upload(256, np.zeros(2)),
+        lambda gpu: gpu.upload_beside(256, np.zeros(2)),
         lambda gpu: gpu.download(np.zeros(2), 256),
         lambda gpu: gpu.copy(256, 512, 8),
         lambda gpu: gpu.fill_zero(256, 8),

@@ -16,7 +16,7 @@ import fastsam2
 from fastsam2 import Prune, Result, Tracker
 from fastsam2.bundle import read_manifest
 from fastsam2.enums import ExportTarget, GraphRole
-from fastsam2.errors import BackendError, InternalError
+from fastsam2.errors import BackendError, InternalError, PromptError
 from fastsam2.runtime.gpu.array import DeviceArray, Pool, Staging, _rounded
 from fastsam2.runtime.gpu.backend import GpuBackend
 from fastsam2.runtime.host_device import HOST
@@ -187,6 +187,40 @@ def test_steady_state_allocates_nothing_and_waits_once(host: LoadedBundle, backe
         assert {name for name, _ in gpu.calls[first_download:-1]} == {"download"}, "nothing comes back before all is enqueued"
     roles = [name for name, _ in gpu.calls if name in {role.value for role in GraphRole}]
     assert roles == ["memory_encoder", "image_encoder", "memory_attention", "mask_decoder"]
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["early", "late"])
+def test_the_next_frame_goes_up_beside_this_one(host: LoadedBundle, library: Path, early: bool) -> None:
+    """Whenever the copy happens, masks are the host's; a frame that does not come as announced is uploaded in its turn."""
+    backend = fake_backend(host.folder, host.manifest, library, early=early)
+    gpu, tracker, other = gpu_of(backend), Tracker(backend, host.spec), Tracker(backend, host.spec)
+    reference, frames = host.tracker(), [f.copy() for f in FRAMES]
+    for runs in (tracker, other, reference):
+        runs.step(frames[0], upcoming=frames[1])
+        runs.add(1, box=BOX)
+    for t in range(1, 9):
+        gpu.calls.clear()
+        upcoming = frames[t + 5] if t == 4 else frames[t + 1]
+        ours, theirs = tracker.step(frames[t], upcoming=upcoming), reference.step(frames[t])
+        assert_same([ours, other.step(frames[t], upcoming=frames[t + 1])], [theirs, theirs])
+        assert gpu.count("upload_beside") == (2 if t > 1 else 0), "the first two are uploaded in their turn"
+        nbytes = frames[t].nbytes
+        assert gpu.calls.count(("upload", nbytes)) == (2 if t == 1 else 1 if t == 5 else 0)
+    gpu.calls.clear()
+    with pytest.raises(PromptError, match=r"expected a frame of \(240, 320\)"):
+        tracker.step(frames[9], upcoming=frames[9][:-1])
+    assert not gpu.calls and tracker.frame == 8
+
+
+def test_frames_without_objects_take_no_memory(host: LoadedBundle, backend: GpuBackend) -> None:
+    """Every step ends with a wait, after which page-locked memory is used again."""
+    gpu, tracker = gpu_of(backend), Tracker(backend, host.spec)
+    for frame in FRAMES[:3]:
+        tracker.step(frame)
+    gpu.calls.clear()
+    for _ in range(40):
+        tracker.step(FRAMES[1])
+    assert gpu.count("pinned") == gpu.count("allocate") == 0
 
 
 def test_memory_is_bounded_and_comes_back(host: LoadedBundle, backend: GpuBackend) -> None:

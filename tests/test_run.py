@@ -40,9 +40,12 @@ class RecordingTracker:
         self.calls: list[Any] = []
         self.ids: tuple[int, ...] = ()
         self.frame = -1
+        self.upcoming: list[npt.NDArray[np.uint8] | None] = []
 
-    def step(self, frame: npt.NDArray[np.uint8]) -> Result:
+    def step(self, frame: npt.NDArray[np.uint8], *, upcoming: npt.NDArray[np.uint8] | None = None) -> Result:
         assert frame.shape == (*SIZE, 3)
+        assert not self.upcoming or self.upcoming[-1] is None or self.upcoming[-1] is frame
+        self.upcoming.append(upcoming)
         self.frame += 1
         self.calls.append(("step", self.frame))
         return self._result()
@@ -172,6 +175,7 @@ def test_prompts_removals_and_files(folder: Path, tmp_path: Path) -> None:
         ("add", 2, 4, {**none, "points": ((7, 8),), "labels": (1,)}),
         ("step", 5),
     ]
+    assert [None if f is None else f[0, 0, 0] for f in bundle.made.upcoming] == [40, 80, 120, 160, 200, None]
     assert [_palette(out, t) for t in range(FRAMES)] == [[0, 1], [0, 1, 7], [0, 1, 7], [0, 1], [0, 2], [0, 2]]
     assert seen == [(n, FRAMES) for n in range(1, FRAMES + 1)]
     written = json.loads((out / "run.json").read_text())
@@ -328,10 +332,11 @@ def test_interrupted_live_run_finishes_its_frame(folder: Path, tmp_path: Path, m
     _unknown_length(monkeypatch, live=True)
 
     class Pressed(RecordingTracker):
-        def step(self, frame: npt.NDArray[np.uint8]) -> Result:
+        def step(self, frame: npt.NDArray[np.uint8], **ahead: Any) -> Result:
             if self.frame == 1:
                 signal.raise_signal(signal.SIGINT)
-            return super().step(frame)
+            assert ahead["upcoming"] is None, "a live source gives the newest frame only"
+            return super().step(frame, **ahead)
 
     class PressedBundle(Bundle):
         def tracker(self, **options: Any) -> Pressed:

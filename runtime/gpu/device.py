@@ -25,6 +25,7 @@ from fastsam2.runtime.device import MemoryReader, Reading, Tensor
 from fastsam2.runtime.gpu.array import DeviceArray, Pool, Staging
 from fastsam2.runtime.gpu.driver import Gpu
 from fastsam2.runtime.gpu.engines import Engines
+from fastsam2.runtime.gpu.uploads import FrameUploads
 from fastsam2.runtime.policies.uniform import uniform_scores
 from fastsam2.runtime.postprocess import interpolation
 
@@ -179,7 +180,11 @@ class GpuDevice:
 
         return read
 
-    def pixels(self, frame: npt.NDArray[np.uint8], size: int) -> DeviceArray:
+    def frame_uploads(self) -> FrameUploads:
+        """See `Device.frame_uploads`."""
+        return FrameUploads(self.gpu, self.pool, self._staging)
+
+    def pixels(self, frame: Tensor, size: int) -> DeviceArray:
         """See `Device.pixels`."""
         height, width = frame.shape[:2]
         by_rows = rows_first(height, width, size)

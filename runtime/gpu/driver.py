@@ -1,6 +1,7 @@
-"""Memory, copies and one stream of one GPU: the only module besides `kernels.drivers` that knows pycuda.
+"""Memory, copies and the streams of one GPU: the only module besides `kernels.drivers` that knows pycuda.
 
-Work is enqueued on the stream and runs in the order of the calls; only `synchronize` waits. The context is the device's primary one, which
+Work is enqueued on one stream and runs in the order of the calls; only copies of coming frames go beside it, on a stream of their own. Only
+`synchronize` waits. The context is the device's primary one, which
 ONNX Runtime, TensorRT and torch use as well.
 """
 
@@ -59,6 +60,13 @@ class Gpu(Protocol):
         """Enqueues a copy of a C-contiguous array to the device."""
         ...
 
+    def upload_beside(self, address: int, source: npt.NDArray[Any]) -> None:
+        """Starts a copy to the device beside what is enqueued; only what is enqueued after this call waits for it.
+
+        Nothing enqueued so far may use that memory.
+        """
+        ...
+
     def download(self, target: npt.NDArray[Any], address: int) -> None:
         """Enqueues a copy from the device into a C-contiguous array, valid after `synchronize`."""
         ...
@@ -114,6 +122,8 @@ class PyCudaGpu:
         try:
             self._held.activate()
             self._held.stream = _call(self._cuda, f"a stream on {self.name}", self._cuda.Stream)
+            self._held.copies = _call(self._cuda, f"a stream on {self.name}", self._cuda.Stream)
+            self._held.copied = _call(self._cuda, f"an event on {self.name}", self._cuda.Event, self._cuda.event_flags.DISABLE_TIMING)
         except BackendError:
             self.close()
             raise
@@ -170,6 +180,16 @@ class PyCudaGpu:
         if source.nbytes:
             _call(self._cuda, "to copy to the GPU", self._cuda.memcpy_htod_async, address, source, self._held.stream)
 
+    def upload_beside(self, address: int, source: npt.NDArray[Any]) -> None:
+        """See `Gpu.upload_beside`."""
+        self._check_contiguous(source)
+        self.activate()
+        if source.nbytes:
+            held = self._held
+            _call(self._cuda, "to copy to the GPU", self._cuda.memcpy_htod_async, address, source, held.copies)
+            _call(self._cuda, "to mark a copy", held.copied.record, held.copies)
+            _call(self._cuda, "to wait for a copy", held.stream.wait_for_event, held.copied)
+
     def download(self, target: npt.NDArray[Any], address: int) -> None:
         """See `Gpu.download`."""
         self._check_contiguous(target)
@@ -219,7 +239,9 @@ class _Held:
 
     def __init__(self, cuda: Any, context: Any) -> None:
         self.cuda, self.context = cuda, context
-        self.stream: Any = None
+        self.stream: Any = None  # of all work
+        self.copies: Any = None  # of copies beside it
+        self.copied: Any = None  # the event that ends one
         self.allocations: dict[int, Any] = {}
         self.closed = False
 
@@ -248,16 +270,20 @@ class _Held:
         with suppress(BackendError):  # a context that is lost frees its memory itself
             self.activate()
         self.closed = True
-        if self.stream is not None:
-            with suppress(self.cuda.Error):
-                self.stream.synchronize()
+        self._finish(self.copies)
+        self._finish(self.stream)
         for allocation in self.allocations.values():
             with suppress(self.cuda.Error):
                 allocation.free()
         self.allocations.clear()
-        self.stream = None
+        self.stream = self.copies = self.copied = None
         with suppress(self.cuda.Error):
             self.context.detach()  # a current context also leaves pycuda's stack
+
+    def _finish(self, stream: Any) -> None:
+        if stream is not None:
+            with suppress(self.cuda.Error):
+                stream.synchronize()
 
 
 class _Thread:
