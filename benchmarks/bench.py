@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fastsam2.benchmarks.bench_case import BOUNDARIES, DECODE, END_TO_END, SETTLE_S, WAITED_FRAMES, Taken, measure, numbers, quality, stages
+from fastsam2.benchmarks.bench_case import BOUNDARIES, DECODE, SETTLE_S, WAITED_FRAMES, Taken, measure, numbers, quality, stages
 from fastsam2.benchmarks.bench_frames import SCENE, Box, box_in, store_frames
 from fastsam2.benchmarks.bench_memory import FILL_FRAMES, Request, peak_memory
 from fastsam2.benchmarks.bench_record import BenchRecord
@@ -25,7 +25,8 @@ from fastsam2.benchmarks.conditions import conditions
 from fastsam2.benchmarks.energy import Meter, joules_per_call, open_meter
 from fastsam2.benchmarks.graph_work import timed_work, work_of
 from fastsam2.benchmarks.official_weights import Weights, build_official, official_weights
-from fastsam2.benchmarks.sides import COMPILED, OFFICIAL, OURS, Official, Ours, Side
+from fastsam2.benchmarks.report_cases import END_TO_END
+from fastsam2.benchmarks.sides import COMPILED, OFFICIAL, OURS, Official, Ours, Side, fill
 from fastsam2.bundle import MANIFEST_NAME, sha256_of
 from fastsam2.config import KEEP_BUCKETS, Prune
 from fastsam2.engines import trt_compat
@@ -244,10 +245,7 @@ class _Bench:
         sides: list[Side] = [*([] if official is None else [official]), *ours.values()]
         for number, side in enumerate(sides, 1):
             self.progress(f"filling the memory, side {number} of {len(sides)}")
-            side.prompt(side.decode(files[0]), box)
-            for file in files[1:WARM_UP_FRAMES]:
-                side.step(side.decode(file))
-            side.save()
+            fill(side, files[:WARM_UP_FRAMES], box)
         return official, ours
 
     def _group(

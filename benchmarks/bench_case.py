@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from fastsam2.benchmarks.gpu_tracking import LEAST_IOU as LEAST_MEAN_IOU
+from fastsam2.benchmarks.report_cases import END_TO_END, MODEL
+from fastsam2.benchmarks.score import jaccard
 from fastsam2.benchmarks.sides import Masks, Ours, Side
 from fastsam2.enums import BackendName, Precision
 from fastsam2.runtime.timing import StageTimer
@@ -24,7 +26,6 @@ WAITED_FRAMES = 10  # whose graphs are waited for one by one, on a GPU
 LEAST_IOU = 0.999  # in float32, worst frame and object: what tests/parity/thresholds.toml demands
 LEAST_HALF_IOU = LEAST_MEAN_IOU[BackendName.TENSORRT]
 COVERED = (0.0025, 0.95)  # share of the pixels in masks: fewer or more agree by chance
-END_TO_END, MODEL = "end_to_end", "model"
 BOUNDARIES = (END_TO_END, MODEL)
 DECODE, STEP = "decode", "step"
 
@@ -86,8 +87,7 @@ def measure(sides: Sequence[Side], compared_with: Sequence[int | None], files: S
 
 def worst_iou(one: Masks, other: Masks) -> float:
     """IoU of the object that agrees least, bool [B, H, W] each; 1 where both are empty."""
-    both, either = (one & other).sum(axis=(1, 2)), (one | other).sum(axis=(1, 2))
-    return float(np.where(either == 0, 1.0, both / np.maximum(either, 1)).min())
+    return min(jaccard(a, b) for a, b in zip(one, other, strict=True))
 
 
 def numbers(ours: Taken, official: Taken | None, boundary: str) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from fastsam2.bundle import Manifest, read_manifest
 from fastsam2.config import Prune
 from fastsam2.enums import BackendName, GraphRole, PrunePolicy
 from fastsam2.errors import BundleError, PromptError, ScoreError, StateError, VideoError, expected
+from fastsam2.files import read_json_lines, write_json, write_json_lines
 from fastsam2.runtime.backends.onnxruntime import usable_cores
 
 WORST = 10  # clips that are named
@@ -171,13 +172,8 @@ def _begin(log: Path, settings: dict[str, Any], submission: Path) -> dict[str, R
         StateError: if they are of other settings, or the submission folder holds what no such run left.
         VideoError: if the file cannot be written.
     """
-    known: list[dict[str, Any]] = []
     try:
-        for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
-            try:
-                known.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+        known = read_json_lines(log)
         if known and known[0] != settings:
             names = sorted(n for n in {*known[0], *settings} if known[0].get(n) != settings.get(n))
             held, asked = ({n: side[n] for n in names if n in side} for side in (known[0], settings))
@@ -186,8 +182,7 @@ def _begin(log: Path, settings: dict[str, Any], submission: Path) -> dict[str, R
         if not known and submission.is_dir() and any(submission.iterdir()):
             todo = "Name another folder, or empty this one"
             raise StateError(expected("a new folder for masks", f"{submission}, which holds other files", todo))
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text("".join(json.dumps(k) + "\n" for k in known or [settings]), encoding="utf-8")
+        write_json_lines(log, known or [settings])
     except OSError as error:
         raise VideoError(expected(f"a file that can be written at {log}", error, "Choose another --out")) from error
     return {record["video"]: record for record in known[1:]}
@@ -247,7 +242,7 @@ def _write(out: Path, report: Mapping[str, Any], found: Split) -> None:
                 writer = csv.DictWriter(file, _COLUMNS)
                 writer.writeheader()
                 writer.writerows({"video": r["video"], **o} for r in report["videos"] for o in r["objects"])
-        out.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(out, report)
     except OSError as error:
         raise VideoError(expected(f"files that can be written at {out}", error, "Choose another --out")) from error
 

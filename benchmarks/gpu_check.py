@@ -263,7 +263,6 @@ def read_record(out: Path) -> dict[str, Any]:
 
 def write_json(file: Path, value: Any) -> None:
     """Writes a file in one step; numbers that JSON lacks become text."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(file, _plain(value))
 
 

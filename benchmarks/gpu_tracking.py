@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from io import BytesIO
 from itertools import cycle, islice
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +24,7 @@ from fastsam2.bundle import MANIFEST_NAME, sha256_of
 from fastsam2.config import Prune
 from fastsam2.contracts import NO_OBJECT_LOGIT
 from fastsam2.enums import BackendName, GraphRole, PrunePolicy
+from fastsam2.files import write_whole
 from fastsam2.runtime.host_device import device_of
 from fastsam2.runtime.loaded import LoadedBundle, load
 from fastsam2.runtime.result import Result
@@ -65,10 +67,9 @@ def reference(
         arrays: dict[str, npt.NDArray[Any]] = {}
         for t, result in enumerate(_tracked(open_bundle(folder, BackendName.ONNXRUNTIME), PRUNES[prune], frames)):
             arrays[f"masks_{t}"], arrays[f"logits_{t}"] = result.masks, result.low_res_logits
-        store.mkdir(parents=True, exist_ok=True)
-        with (partial := store / f".{name}.partial").open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its stub takes allow_pickle for one of them
-        partial.replace(store / name)
+        packed = BytesIO()
+        np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]  # its stub takes allow_pickle for one of them
+        write_whole(store / name, packed.getvalue())
     with np.load(store / name) as stored:
         return dict(stored)
 

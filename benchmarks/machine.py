@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ import numpy as np
 from fastsam2.benchmarks.conditions import conditions
 from fastsam2.enums import Precision
 from fastsam2.errors import BackendError, FastSam2Error, expected, reason
+from fastsam2.files import write_json
 from fastsam2.runtime.backends.onnxruntime import usable_cores
 
 CPU_COPY_BYTES, CPU_SIDE = 256 << 20, 2048
@@ -168,8 +168,7 @@ def main() -> None:
     except FastSam2Error as error:
         parser.exit(2, f"error: {error}\n")
     record = {**conditions(args.threads, "benchmarks.machine", gpu=gpu), "machine": asdict(machine)}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(args.out, record)
     print(f"{machine.copy_bytes_per_s / 1e9:.1f} GB/s copied, {machine.multiply_adds_per_s / 1e9:.1f} G multiply-adds/s")
 
 

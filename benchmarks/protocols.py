@@ -59,11 +59,11 @@ class Protocol:
     """
 
     public: tuple[str, ...]
-    private: tuple[str, ...]
+    private: tuple[str, ...] = ()
     later_objects: bool
-    separate: bool
+    separate: bool = False
     counted: Counted
-    inside: str
+    inside: str = ""
     server: str
 
     @property
@@ -77,34 +77,27 @@ PROTOCOLS: dict[Dataset, Protocol] = {
         public=("val", "train"),
         private=("test-dev", "test-challenge"),
         later_objects=False,
-        separate=False,
         counted=Counted.INNER,
-        inside="",
         server="the DAVIS 2017 semi-supervised competition on CodaLab",
     ),
     Dataset.SAV: Protocol(
         public=("val", "test"),
-        private=(),
         later_objects=True,
         separate=True,
         counted=Counted.SIGHTED,
-        inside="",
         server="sav_dataset/sav_evaluator.py of facebookresearch/sam2",
     ),
     Dataset.MOSE: Protocol(
         public=("train",),
         private=("valid", "test"),
         later_objects=False,
-        separate=False,
         counted=Counted.INNER,
-        inside="",
         server="the MOSE competition on CodaLab",
     ),
     Dataset.LVOS: Protocol(
         public=("val", "train"),
         private=("test",),
         later_objects=True,
-        separate=False,
         counted=Counted.LIFETIME,
         inside="Annotations",
         server="the LVOS competition on CodaLab",
@@ -113,18 +106,14 @@ PROTOCOLS: dict[Dataset, Protocol] = {
         public=("train",),
         private=("valid", "valid_all_frames", "test", "test_all_frames"),
         later_objects=True,
-        separate=False,
         counted=Counted.AFTER_PROMPT,
         inside="Annotations",
         server="the YouTube-VOS competition on CodaLab",
     ),
     Dataset.FOLDER: Protocol(
         public=("",),
-        private=(),
         later_objects=True,
-        separate=False,
         counted=Counted.AFTER_PROMPT,
-        inside="",
         server="`fastsam2 score`",
     ),
 }

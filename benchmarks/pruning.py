@@ -36,6 +36,7 @@ from fastsam2.bundle import read_manifest
 from fastsam2.config import Prune
 from fastsam2.enums import GraphRole, Protect, PrunePolicy
 from fastsam2.errors import BundleError, FastSam2Error, expected
+from fastsam2.files import read_json_lines, write_json_lines
 from fastsam2.runtime.backends.protocol import Backend, Float
 from fastsam2.runtime.loaded import LoadedBundle, load
 from fastsam2.runtime.tracker import Tracker
@@ -228,15 +229,10 @@ def _begin(lines: Path, head: dict[str, Any]) -> list[dict[str, Any]]:
     Raises:
         BundleError: if the file's scores are of another bundle or of clips of another length.
     """
-    known = []
-    for line in lines.read_text().splitlines() if lines.is_file() else ():
-        try:
-            known.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    known = read_json_lines(lines)
     if known and known[0] != head:
         raise BundleError(expected(f"scores of this bundle and clip length in {lines}", "others", "Name another --out, or remove the file"))
-    lines.write_text("".join(json.dumps(k) + "\n" for k in known or [head]))
+    write_json_lines(lines, known or [head])
     return known[1:]
 
 

@@ -13,7 +13,7 @@ import importlib
 import shutil
 import tempfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -66,6 +66,14 @@ class Side(Protocol):
     def restore(self) -> None:
         """Go back to what was saved; other objects are gone."""
         ...
+
+
+def fill(side: Side, files: Sequence[Path], box: Box) -> None:
+    """Track object 1 through these frames, prompted on the first, and save."""
+    side.prompt(side.decode(files[0]), box)
+    for file in files[1:]:
+        side.step(side.decode(file))
+    side.save()
 
 
 class Ours:

@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 
 from fastsam2.benchmarks.bench import WARM_UP_FRAMES
-from fastsam2.benchmarks.bench_case import MODEL, SETTLE_S, Taken, measure, numbers
+from fastsam2.benchmarks.bench_case import SETTLE_S, Taken, measure, numbers
 from fastsam2.benchmarks.bench_frames import box_in, store_frames
 from fastsam2.benchmarks.conditions import conditions
 from fastsam2.benchmarks.official_weights import build_official, official_weights
-from fastsam2.benchmarks.sides import Official, Ours, Side
+from fastsam2.benchmarks.report_cases import MODEL
+from fastsam2.benchmarks.sides import Official, Ours, Side, fill
 from fastsam2.builtin import bundle_path
 from fastsam2.bundle import MANIFEST_NAME, Manifest, sha256_of
 from fastsam2.config import Prune
@@ -143,10 +144,7 @@ def waterfall(
                 ours[fast, pruned] = Ours(absorbed if fast else standard, prune)
         sides: list[Side] = [official, *ours.values()]
         for side in sides:
-            side.prompt(side.decode(files[0]), box_in(size))
-            for file in files[1:WARM_UP_FRAMES]:
-                side.step(side.decode(file))
-            side.save()
+            fill(side, files[:WARM_UP_FRAMES], box_in(size))
         for count in objects:
             record["cases"] += _cases(count, official, ours, files[WARM_UP_FRAMES:], settle_s)
             write_json(out, record)

@@ -21,6 +21,7 @@ from fastsam2.builtin import bundle_path
 from fastsam2.bundle import read_manifest
 from fastsam2.engines.records import inspect_engines
 from fastsam2.errors import BundleError, FastSam2Error, expected
+from fastsam2.files import write_whole
 
 OBJECT = "engines built from the graphs of a bundle; not run"
 KEY = ("model", "image_size", "weights", "graph", "flavor", "version", "target", "precision", "largest_batch")
@@ -95,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         record = merged(options.out, [row for bundle in options.bundles for row in rows_of(bundle_path(bundle))])
-        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_whole(options.out, json.dumps(record, indent=1) + "\n")
     except (FastSam2Error, OSError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -207,7 +207,7 @@ class Manifest(_Record):
         checkpoint = "hub" if "/" in self.origin.checkpoint else self.origin.checkpoint  # file names and random:<seed> have no slash
         raise BundleError(
             expected(
-                f"a {role.value} graph for target {target.value}",
+                f"{'an' if role.value[0] in 'aeiou' else 'a'} {role.value} graph for target {target.value}",
                 f"a bundle with targets {[t.value for t in self.targets]} and roles {sorted({g.role.value for g in self.graphs})}",
                 f"Export again: fastsam2 export --model {self.model.name} --checkpoint {checkpoint} --image-size {self.model.image_size} "
                 + " ".join(f"--target {t}" for t in wanted)

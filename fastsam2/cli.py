@@ -18,19 +18,28 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 import fastsam2
 from fastsam2 import cli_measure
-from fastsam2.cli_options import BUNDLE_HELP, PruneChoice, pruning
-from fastsam2.cli_show import engine_tables, manifest_tables, progress_bar, show
+from fastsam2.cli_options import (
+    BUNDLE_HELP,
+    CudaGraphsOption,
+    GpuOption,
+    GuardOption,
+    KeepOption,
+    ProtectOption,
+    PruneChoice,
+    PruneOption,
+    SeedOption,
+    TokensOption,
+    pruning,
+)
+from fastsam2.cli_show import engine_tables, manifest_tables, progress_bar, say, show
 from fastsam2.enums import BackendName, ExportTarget, Flavor, Precision, PrunePolicy, QueryPolicy
 from fastsam2.errors import ExportError, FastSam2Error, PromptError, expected
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     name="fastsam2",
@@ -107,7 +116,7 @@ def export(
         targets=targets,
         query_attention=query_attention,
         overwrite=overwrite,
-        progress=_say,
+        progress=say,
     )
 
 
@@ -135,7 +144,7 @@ def build(
 
     limits = Limits.of(max_objects=max_objects, max_prompt_frames=max_prompt_frames, keep_buckets=tuple(keep_buckets or ()))
     targets = tuple(compute_capability or ())
-    build_engines(bundle, flavor=flavor, precision=precision, targets=targets, limits=limits, out=out, force=force, progress=_say)
+    build_engines(bundle, flavor=flavor, precision=precision, targets=targets, limits=limits, out=out, force=force, progress=say)
 
 
 @app.command()
@@ -152,14 +161,14 @@ def run(
     frames: Annotated[int | None, typer.Option(min=1, help="End after so many frames.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     backend: Annotated[BackendName, typer.Option(help="Where graphs run; auto takes the first that is ready.")] = BackendName.ONNXRUNTIME,
-    gpu: Annotated[int, typer.Option(min=0, metavar="INDEX", help="Which GPU, for backends that need one.")] = 0,
-    cuda_graphs: Annotated[bool, typer.Option("--cuda-graphs", help="Replay engines as CUDA graphs, on a GPU.")] = False,
-    prune: Annotated[PruneChoice, typer.Option(help="How memory rows are chosen, or a preset for the router.")] = PruneChoice.DENSE,
-    keep: Annotated[float | None, typer.Option(help="Share of a frame's memory rows to keep, 0..1.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="The same as a number of rows.")] = None,
-    protect: Annotated[str | None, typer.Option(metavar="prompt,newest|none", help="Frames never pruned (default: both).")] = None,
-    seed: Annotated[int, typer.Option(help="For --prune random.")] = 0,
-    guard: Annotated[bool, typer.Option("--guard", help="Keep more rows while tracking looks unsure.")] = False,
+    gpu: GpuOption = 0,
+    cuda_graphs: CudaGraphsOption = False,
+    prune: PruneOption = PruneChoice.DENSE,
+    keep: KeepOption = None,
+    tokens: TokensOption = None,
+    protect: ProtectOption = None,
+    seed: SeedOption = 0,
+    guard: GuardOption = False,
     query_prune: Annotated[QueryPolicy, typer.Option(help="Which tokens of a frame query the memory.")] = QueryPolicy.ALL,
     query_keep: Annotated[float | None, typer.Option(help="Share of a frame's tokens that stay queries, 0..1.")] = None,
     text: Annotated[
@@ -223,13 +232,13 @@ def run(
             backend=backend,
             gpu=gpu,
             cuda_graphs=cuda_graphs,
-            on_backend=None if quiet else _say,
+            on_backend=None if quiet else say,
             threads=threads,
             window=window,
             stream=stream,
             auto_text=auto_text,
             describer=describer,
-            on_description=None if quiet else lambda i, words: _say(f"object {i}: {words}"),
+            on_description=None if quiet else lambda i, words: say(f"object {i}: {words}"),
             progress=progress,
         )
     if not quiet:
@@ -243,7 +252,7 @@ def demo(
     bundle: Annotated[str, typer.Option(help=BUNDLE_HELP)] = "nano",
     sample: Annotated[str, typer.Option(help="Name of a built-in clip, or a folder with clip.mp4, clip.json and truth/.")] = "hard_000",
     prune: Annotated[PrunePolicy, typer.Option(help="How memory rows are chosen.")] = PrunePolicy.DENSE,
-    keep: Annotated[float | None, typer.Option(help="Share of a frame's memory rows to keep, 0..1.")] = None,
+    keep: KeepOption = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing.")] = False,
 ) -> None:
@@ -280,7 +289,7 @@ def add_text(
     """Give a bundle the two halves of a CLIP checkpoint (needs torch and transformers)."""
     from fastsam2.export.text import add_text as add
 
-    add(bundle, clip, out=out, vocabulary=vocabulary, templates=template or None, text_only=text_only, progress=_say)
+    add(bundle, clip, out=out, vocabulary=vocabulary, templates=template or None, text_only=text_only, progress=say)
 
 
 @app.command()
@@ -295,7 +304,7 @@ def fit_text(
 ) -> None:
     """Map descriptions to tokens by least squares, and report whether the map points the right way."""
     command = _needs_torch("fastsam2.training.text_fit").fit_text_command
-    report = command(bundle, data=data, out=out, clips=clips, seed=seed, threads=threads, progress=_say)
+    report = command(bundle, data=data, out=out, clips=clips, seed=seed, threads=threads, progress=say)
     print(report.sign.lines())
 
 
@@ -315,7 +324,7 @@ def train_router(
     """Train the router that ranks memory rows; encoder and text encoder stay as they are."""
     command = _needs_torch("fastsam2.training.router").train_router_command
     numbers = {"steps": steps, "clips": clips, "dropout_samples": dropout_samples, "seed": seed, "threads": threads}
-    report = command(bundle, data=data, out=out, work=work, **numbers, progress=_say)
+    report = command(bundle, data=data, out=out, work=work, **numbers, progress=say)
     print(report.table())
 
 
@@ -364,10 +373,6 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="The report as JSON
         print(report.to_json())
     else:
         show(render(report))
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _needs_torch(module: str) -> Any:

@@ -6,15 +6,27 @@ bench  -> fastsam2.benchmarks.bench.run_bench         report -> fastsam2.benchma
 
 from __future__ import annotations
 
-import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fastsam2.cli_options import BUNDLE_HELP, PruneChoice, listed, pruning
-from fastsam2.cli_show import score_table, show
+from fastsam2.cli_options import (
+    BUNDLE_HELP,
+    CudaGraphsOption,
+    GpuOption,
+    GuardOption,
+    KeepOption,
+    ProtectOption,
+    PruneChoice,
+    PruneOption,
+    SeedOption,
+    TokensOption,
+    listed,
+    pruning,
+)
+from fastsam2.cli_show import say, score_table, show
 from fastsam2.enums import BackendName, Dataset, PrunePolicy, ScoredFrames
 
 
@@ -60,13 +72,13 @@ def evaluate(
     submission: Annotated[Path | None, typer.Option(help="Also write the masks, in the form the benchmark's server expects.")] = None,
     video: Annotated[list[str] | None, typer.Option(help="Only this video; repeatable.")] = None,
     backend: Annotated[BackendName, typer.Option(help="Where graphs run.")] = BackendName.ONNXRUNTIME,
-    gpu: Annotated[int, typer.Option(min=0, metavar="INDEX", help="Which GPU, for backends that need one.")] = 0,
-    prune: Annotated[PruneChoice, typer.Option(help="How memory rows are chosen, or a preset for the router.")] = PruneChoice.DENSE,
-    keep: Annotated[float | None, typer.Option(help="Share of a frame's memory rows to keep, 0..1.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="The same as a number of rows.")] = None,
-    protect: Annotated[str | None, typer.Option(metavar="prompt,newest|none", help="Frames never pruned (default: both).")] = None,
-    seed: Annotated[int, typer.Option(help="For --prune random.")] = 0,
-    guard: Annotated[bool, typer.Option("--guard", help="Keep more rows while tracking looks unsure.")] = False,
+    gpu: GpuOption = 0,
+    prune: PruneOption = PruneChoice.DENSE,
+    keep: KeepOption = None,
+    tokens: TokensOption = None,
+    protect: ProtectOption = None,
+    seed: SeedOption = 0,
+    guard: GuardOption = False,
     processes: Annotated[int, typer.Option(min=1, help="Videos side by side.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each.")] = None,
 ) -> None:
@@ -87,7 +99,7 @@ def evaluate(
         processes=processes,
         threads=threads,
         gpu=gpu,
-        progress=_say,
+        progress=say,
     )
     if "j_and_f" in result:
         print(f"J&F {result['j_and_f']:.2f} (J {result['j']:.2f}, F {result['f']:.2f})")
@@ -99,8 +111,8 @@ def bench(
     out: Annotated[Path, typer.Option(metavar="FILE.json", help="Cases; the same call goes on where it stopped.")],
     against: Annotated[Against | None, typer.Option(help="Alternate with the official predictor (needs torch, sam2).")] = None,
     backend: Annotated[BackendName, typer.Option(help="Where graphs run.")] = BackendName.ONNXRUNTIME,
-    gpu: Annotated[int, typer.Option(min=0, metavar="INDEX", help="Which GPU, for backends that need one.")] = 0,
-    cuda_graphs: Annotated[bool, typer.Option("--cuda-graphs", help="Replay engines as CUDA graphs, on a GPU.")] = False,
+    gpu: GpuOption = 0,
+    cuda_graphs: CudaGraphsOption = False,
     objects: Annotated[str, typer.Option(metavar="N,N,…", help="Objects tracked at once.")] = "1,8",
     keep: Annotated[str, typer.Option(metavar="SHARE,…", help="Shares of a frame's memory rows; 1.0 is dense.")] = "1.0,0.05",
     policy: Annotated[PrunePolicy, typer.Option(help="Which rows, where not all are kept.")] = PrunePolicy.MASK,
@@ -132,7 +144,7 @@ def bench(
         threads=threads,
         gpu=gpu,
         cuda_graphs=cuda_graphs,
-        progress=_say,
+        progress=say,
     )
 
 
@@ -145,7 +157,3 @@ def report(
     from fastsam2.benchmarks.report import write_report
 
     print(write_report(files, out=out))
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
 
 from fastsam2.enums import Protect, PrunePolicy, PrunePreset
 from fastsam2.errors import PromptError, expected
@@ -29,6 +31,16 @@ class PruneChoice(str, Enum):
     FAST = PrunePreset.FAST.value
     BALANCED = PrunePreset.BALANCED.value
     QUALITY = PrunePreset.QUALITY.value
+
+
+PruneOption = Annotated[PruneChoice, typer.Option(help="How memory rows are chosen, or a preset for the router.")]
+KeepOption = Annotated[float | None, typer.Option(help="Share of a frame's memory rows to keep, 0..1.")]
+TokensOption = Annotated[int | None, typer.Option(help="The same as a number of rows.")]
+ProtectOption = Annotated[str | None, typer.Option(metavar="prompt,newest|none", help="Frames never pruned (default: both).")]
+SeedOption = Annotated[int, typer.Option(help="For --prune random.")]
+GuardOption = Annotated[bool, typer.Option("--guard", help="Keep more rows while tracking looks unsure.")]
+GpuOption = Annotated[int, typer.Option(min=0, metavar="INDEX", help="Which GPU, for backends that need one.")]
+CudaGraphsOption = Annotated[bool, typer.Option("--cuda-graphs", help="Replay engines as CUDA graphs, on a GPU.")]
 
 
 def pruning(choice: PruneChoice, *, keep: float | None, tokens: int | None, protect: str | None, seed: int, guard: bool) -> Prune:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,11 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[int, int | None], None] | No
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+def say(line: str) -> None:
+    """Prints a line of progress."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def show(renderable: RenderableType) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,31 @@ def write_whole(path: Path, content: bytes | str) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """What a file of JSON lines holds, up to a line that was cut off; empty where there is none.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def write_json_lines(path: Path, lines: Iterable[Any]) -> None:
+    """`write_whole` of one line of JSON each, for `read_json_lines` and for appending.
+
+    Raises:
+        OSError: as `write_whole`.
+        TypeError: if something is not JSON.
+    """
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -24,13 +24,16 @@ MICRO_CONFIG = ROOT / "tests" / "data" / "micro.yaml"
 MICRO_SEED = 2  # the first seed on which every mutation of tests/parity/test_mutations.py shows clearly
 KEEP = "FASTSAM2_TEST_BUNDLES"
 LONGEST = "test_full_size"  # starts first, so that the other workers do the rest meanwhile
+# Modules of fastsam2/ above the folders; the rest is the shared ground, which shapes bundles.
+ENTRY_POINTS = ("__main__", "bundle_cache", "caption", "cli", "cli_measure", "cli_options", "cli_show", "demo", "doctor", "video_predictor")
 SHAPED_BY = ("torch", "sam2", "onnx", "onnxscript", "onnxruntime")
 
 Export = Callable[..., Path]
 
 
 def _fingerprint() -> str:
-    files = [*ROOT.glob("export/**/*.py"), *ROOT.glob("fastsam2/*.py"), *ROOT.glob("tests/data/*.yaml")]
+    files = [*ROOT.glob("export/**/*.py"), *ROOT.glob("tests/data/*.yaml"), ROOT / "training/nano.yaml", ROOT / "training/nano.pt"]
+    files += [file for file in ROOT.glob("fastsam2/*.py") if file.stem not in ENTRY_POINTS]
     digest = hashlib.sha256(repr([metadata.version(name) for name in SHAPED_BY]).encode())
     for file in sorted(files):
         digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes())
@@ -43,12 +46,19 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that share official runs and loaded models on one worker."""
+    """Keep tests that share official runs and loaded models on one worker, one after the other."""
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
             item.add_marker(pytest.mark.xdist_group(str(parameters.get("checkpoint", item.path.stem))))
-    items.sort(key=lambda item: item.path.stem != LONGEST)
+    order = list(dict.fromkeys(map(_group, items)))
+    items.sort(key=lambda item: (item.path.stem != LONGEST, order.index(_group(item))))
+
+
+def _group(item: pytest.Item) -> str:
+    marker = item.get_closest_marker("xdist_group")
+    assert marker is not None
+    return str(marker.args[0])
 
 
 def _run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

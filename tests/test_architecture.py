@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastsam2.contracts import GRAPHS
+from tests.conftest import ENTRY_POINTS
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("export", "engines", "runtime", "kernels", "benchmarks", "training")
@@ -29,20 +30,6 @@ EXCEPTIONS = {  # file -> the one folder more that it imports
     "benchmarks/text_cue.py": "training",
     "runtime/gpu/tensorrt.py": "engines",  # runs what was built
 }
-# Entry points above the folders; the rest of fastsam2/ is the shared ground.
-ENTRY_POINTS = (
-    "__init__.py",
-    "__main__.py",
-    "bundle_cache.py",
-    "caption.py",
-    "cli.py",
-    "cli_measure.py",
-    "cli_options.py",
-    "cli_show.py",
-    "demo.py",
-    "doctor.py",
-    "video_predictor.py",
-)
 IMPORTING = re.compile(r"\b(import_module|__import__)$")
 MAX_LINES = 450
 
@@ -138,7 +125,7 @@ def test_folders_import_only_where_arrows_point(folder: str) -> None:
     modules = modules_in(folder)
     assert modules, f"{folder}/ has no modules: the test looks in the wrong place"
     forbidden = tuple(f"fastsam2.{other}" for other in FOLDERS if other != folder and other not in MAY_IMPORT[folder])
-    forbidden += tuple(f"fastsam2.{Path(name).stem}" for name in ENTRY_POINTS[1:])
+    forbidden += tuple(f"fastsam2.{name}" for name in ENTRY_POINTS)
     found = {path: complaints(path, forbidden) for path in modules}
     more = {ROOT / name: f"imports fastsam2.{folder}." for name, folder in EXCEPTIONS.items()}
     assert [c for path, own in found.items() for c in own if not (path in more and more[path] in c)] == []
@@ -162,7 +149,7 @@ def test_kernels_import_nothing_of_ours_but_errors() -> None:
 
 
 def test_shared_ground_imports_no_folder() -> None:
-    shared = [path for path in sorted((ROOT / "fastsam2").glob("*.py")) if path.name not in ENTRY_POINTS]
+    shared = [path for path in sorted((ROOT / "fastsam2").glob("*.py")) if path.stem not in ("__init__", *ENTRY_POINTS)]
     assert ROOT / "fastsam2" / "contracts.py" in shared
     forbidden = (*(f"fastsam2.{folder}" for folder in FOLDERS), *EXPORTER_ONLY)
     assert [c for path in shared for c in complaints(path, forbidden)] == []

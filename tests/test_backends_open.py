@@ -56,11 +56,12 @@ def test_auto_ends_with_the_cpu_and_says_why(no_pycuda: None) -> None:
 
 
 @pytest.mark.parametrize("ready", opening.GPU_BACKENDS)
-def test_auto_takes_the_first_that_is_ready(monkeypatch: pytest.MonkeyPatch, ready: BackendName) -> None:
+def test_auto_takes_the_first_that_is_ready(gpus: list[FakeGpu], monkeypatch: pytest.MonkeyPatch, ready: BackendName) -> None:
     class Ready:
         name = ready.value
 
-    def on_gpu(folder: Path, manifest: Any, name: BackendName, threads: int | None, index: int, cuda_graphs: bool) -> Any:
+    def on_gpu(folder: Path, manifest: Any, name: BackendName, gpu: FakeGpu, threads: int | None, cuda_graphs: bool) -> Any:
+        assert [gpu] == gpus, "opened once"
         if name is ready:
             return Ready()
         raise BundleError(f"no {name.value}")
@@ -70,10 +71,11 @@ def test_auto_takes_the_first_that_is_ready(monkeypatch: pytest.MonkeyPatch, rea
     before = opening.GPU_BACKENDS[: opening.GPU_BACKENDS.index(ready)]
     assert loaded.backend.name == ready.value and loaded.passed_over == {b.value: f"no {b.value}" for b in before}
     assert (loaded.target.value == "tensorrt") == (ready is not BackendName.ONNXRUNTIME_CUDA)
+    assert gpus[0].calls == []
 
 
 @pytest.mark.skipif(CUDA_PROVIDER in ort.get_available_providers(), reason="onnxruntime-gpu is installed")
-@pytest.mark.parametrize("name", ON_GPU)
+@pytest.mark.parametrize("name", [*ON_GPU, BackendName.GPU])
 def test_a_gpu_that_cannot_be_used_is_given_back(gpus: list[FakeGpu], name: BackendName) -> None:
     """There is a GPU, but no engines in nano and no CUDA in this ONNX Runtime."""
     with pytest.raises((BackendError, BundleError), match=r"onnxruntime-gpu|fastsam2 build|pip install tensorrt"):

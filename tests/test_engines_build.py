@@ -288,7 +288,7 @@ def test_bundle_without_graphs_for_tensorrt(setup: Setup, tmp_path: Path) -> Non
     shutil.rmtree(setup.folder)
     write_bundle(setup.folder, target=ExportTarget.ONNXRUNTIME)
     for out in (None, tmp_path / "out"):
-        with pytest.raises(BundleError, match=r"expected a image_encoder graph for target tensorrt.*--target tensorrt"):
+        with pytest.raises(BundleError, match=r"expected an image_encoder graph for target tensorrt.*--target tensorrt"):
             setup.run(out=out)
     assert not (setup.folder / "engines").exists() and not (tmp_path / "out").exists()
 

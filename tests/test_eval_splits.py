@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,6 +156,20 @@ def test_every_protocol_is_complete() -> None:
         assert protocol.separate == (dataset is Dataset.SAV)
 
 
+Write = Callable[[Path], object]
+
+
+def _without(write: Write, *files: str) -> Write:
+    """The data set without these files."""
+
+    def write_rest(root: Path) -> None:
+        write(root)
+        for file in files:
+            (root / file).unlink()
+
+    return write_rest
+
+
 def _davis_without_frames(root: Path) -> None:
     folders.write_davis(root)
     (root / "JPEGImages").rename(root / "images")
@@ -165,55 +180,36 @@ def _davis_without_a_video(root: Path) -> None:
     (root / "ImageSets/2017/val.txt").write_text("bear\nbee\n")
 
 
-def _davis_without_a_frame(root: Path) -> None:
-    folders.write_davis(root)
-    (root / "Annotations/480p/bear/00002.png").unlink()
-
-
-def _davis_without_the_first(root: Path) -> None:
-    folders.write_davis(root)
-    (root / "Annotations/480p/bear/00000.png").unlink()
-
-
 def _davis_of_nothing(root: Path) -> None:
     folders.write_davis(root)
     folders.write_palette(root / "Annotations/480p/bear", {"00000": np.zeros(folders.SIZE, np.uint8)})
 
 
-def _lvos_without_meta(root: Path) -> None:
-    folders.write_lvos(root)
-    (root / "val/val_meta.json").unlink()
+def _lvos(change: Callable[[Any], None]) -> Write:
+    """LVOS whose meta file was changed: video -> what it says of it."""
+
+    def write(root: Path) -> None:
+        folders.write_lvos(root)
+        file = root / "val/val_meta.json"
+        meta = json.loads(file.read_text())
+        change(meta["videos"])
+        file.write_text(json.dumps(meta))
+
+    return write
 
 
-def _lvos_other_meta(root: Path) -> None:
-    folders.write_lvos(root)
-    meta = json.loads((root / "val/val_meta.json").read_text())
-    del meta["videos"]["R3UJGYwy"]
-    (root / "val/val_meta.json").write_text(json.dumps(meta))
-
-
-def _lvos_broken_meta(root: Path) -> None:
-    folders.write_lvos(root)
-    (root / "val/val_meta.json").write_text('{"videos": {"abCD1234": {"objects": {"1": {}}}}}')
-
-
-def _lvos_without_a_frame(root: Path) -> None:
-    folders.write_lvos(root)
-    (root / "val/Annotations/abCD1234/00000016.png").unlink()
-
-
-def _lvos_without_an_object(root: Path) -> None:
-    folders.write_lvos(root)
-    file = root / "val/val_meta.json"
-    meta = json.loads(file.read_text())
-    meta["videos"]["abCD1234"]["objects"]["7"] = meta["videos"]["abCD1234"]["objects"]["1"]
-    file.write_text(json.dumps(meta))
-
-
-def _ytvos_without_a_frame(root: Path) -> None:
+def _ytvos(root: Path) -> None:
     folders.write_ytvos(root, "train")
-    (root / "train/JPEGImages/003234408d/00010.jpg").unlink()
-    (root / "train/Annotations/003234408d/00010.png").unlink()
+
+
+_davis_without_a_frame = _without(folders.write_davis, "Annotations/480p/bear/00002.png")
+_davis_without_the_first = _without(folders.write_davis, "Annotations/480p/bear/00000.png")
+_lvos_without_meta = _without(folders.write_lvos, "val/val_meta.json")
+_lvos_without_a_frame = _without(folders.write_lvos, "val/Annotations/abCD1234/00000016.png")
+_lvos_other_meta = _lvos(lambda videos: videos.pop("R3UJGYwy"))
+_lvos_broken_meta = _lvos(lambda videos: videos.update(abCD1234={"objects": {"1": {}}}))
+_lvos_without_an_object = _lvos(lambda videos: videos["abCD1234"]["objects"].update({"7": videos["abCD1234"]["objects"]["1"]}))
+_ytvos_without_a_frame = _without(_ytvos, "train/JPEGImages/003234408d/00010.jpg", "train/Annotations/003234408d/00010.png")
 
 
 def _nothing(root: Path) -> None:
@@ -241,7 +237,7 @@ def _nothing(root: Path) -> None:
         ("folder", _nothing, r"videos of folder in .*, got none\. A root of folder holds <video>/frames"),
     ],
 )
-def test_what_is_not_the_layout_is_refused(tmp_path: Path, dataset: str, write: Callable[[Path], None], message: str) -> None:
+def test_what_is_not_the_layout_is_refused(tmp_path: Path, dataset: str, write: Write, message: str) -> None:
     write(tmp_path)
     with pytest.raises(VideoError, match=message):
         for video in (split := open_split(dataset, tmp_path)).videos:

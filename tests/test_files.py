@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fastsam2.files import write_json, write_whole
+from fastsam2.files import read_json_lines, write_json, write_json_lines, write_whole
 
 
 def test_text_bytes_and_json_arrive_and_folders_are_made(tmp_path: Path) -> None:
@@ -37,3 +37,12 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         write_json(file, {"new": float("nan")})
     assert json.loads(file.read_text()) == {"old": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_lines_are_read_up_to_one_that_was_cut_off(tmp_path: Path) -> None:
+    file = tmp_path / "a" / "lines.jsonl"
+    assert read_json_lines(file) == []
+    write_json_lines(file, [{"a": 1}, [2], "größe"])
+    assert file.read_text().count("\n") == 3 and read_json_lines(file) == [{"a": 1}, [2], "größe"]
+    file.write_bytes(file.read_bytes() + b'{"b": \n"later"\n')
+    assert read_json_lines(file) == [{"a": 1}, [2], "größe"]

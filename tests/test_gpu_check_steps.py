@@ -178,6 +178,17 @@ def test_engines_are_run_and_compared(bundle_micro: Path) -> None:
     assert found["graphs"]["memory_attention"]["steady"]["sizes"]["B"] == 2
 
 
+@pytest.mark.parametrize("deserialized", [True, False])
+def test_an_engine_with_a_plugins_layer_is_loaded_alone(bundle_micro: Path, deserialized: bool) -> None:
+    gather = {GraphRole.ROUTER_GATHER: {"deserialized": deserialized}}
+    found = check_engines(
+        bundle_micro, RTX, open_gpu=FakeGpu, open_engines=lambda f, m, g, _: engines_of(g, f, m), look=lambda *asked: look(*asked) | gather
+    )
+    facts = found["graphs"]["router_gather"]
+    assert found["ok"] is facts["ok"] is deserialized and "host memory" in facts["skipped"] and not {"first", "error"} & set(facts)
+    assert all(other["ok"] for name, other in found["graphs"].items() if name != "router_gather")
+
+
 def spread(array: Any) -> None:
     array += array.std() / 5
 

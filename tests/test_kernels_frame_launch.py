@@ -17,6 +17,7 @@ from fastsam2.kernels.frame_ops import PARAMETERS, FrameOps
 from fastsam2.kernels.frame_tables import FrameRows, Pointer, memory_table, resize_tables, resize_taps
 from fastsam2.kernels.nvrtc import FRAME_OPS_SOURCE, compile_cubin
 from fastsam2.kernels.pillow_order import rows_first
+from tests.kernel_host.harness import needs_nvrtc
 
 STREAM = object()
 
@@ -174,10 +175,6 @@ def test_blocks_are_no_larger_than_the_kernels_are_compiled_for() -> None:
 
 
 def test_nvrtc_builds_every_operation() -> None:
-    module = pytest.importorskip("cuda.bindings.nvrtc", reason="cuda.bindings is not installed (extra: cuda)")
-    try:
-        module.nvrtcVersion()
-    except RuntimeError as error:
-        pytest.skip(f"NVRTC is not installed (extra: cuda): {error}")
+    needs_nvrtc()
     cubin = compile_cubin((8, 9), FRAME_OPS_SOURCE)
     assert all(f".text.fastsam2_{name}".encode() in cubin for name in PARAMETERS)

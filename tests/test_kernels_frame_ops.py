@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import struct
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,11 +28,10 @@ from fastsam2.runtime.policies.uniform import uniform_scores
 from fastsam2.runtime.postprocess import interpolation, masks_from_logits
 from fastsam2.runtime.uncertainty import uncertainty
 from tests.kernel_host.driver import HostDriver, compile_kernels
-from tests.kernel_host.harness import COMPILER, NO_COMPILER, SANITIZE, Order, Tensor, compile_library
+from tests.kernel_host.harness import COMPILER, NO_COMPILER, SANITIZE, Order, Tensor, address_sanitizer, compile_library, run_python
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 
-ROOT = Path(__file__).resolve().parent.parent
 STREAM = object()
 MORE_THAN_THREADS = MAX_BLOCKS * THREADS + 77
 Array = npt.NDArray[Any]
@@ -360,10 +356,7 @@ def test_threads_in_a_loop_must_not_wait_for_each_other(tmp_path: Path) -> None:
 
 def test_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
     """Reads and writes outside arrays, misaligned accesses and signed overflow end the process."""
-    assert COMPILER is not None
-    runtime = subprocess.run([COMPILER, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
-    if not os.path.isabs(runtime):
-        pytest.skip(f"{COMPILER} has no address sanitizer")
+    environment = address_sanitizer()
     library = compile_kernels(tmp_path / "sanitized.so", *SANITIZE)
     code = f"""
 from pathlib import Path
@@ -392,7 +385,4 @@ for size in ((32, 32), (100, 33), (7, 5)):
 t.test_constants_are_written(ops(), driver, np.float32(3), 255)
 print("clean")
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False, env=environment)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout == "clean\n"
+    assert run_python(code, **environment) == "clean\n"

@@ -17,6 +17,7 @@ from fastsam2.kernels import launch, nvrtc
 from fastsam2.kernels.drivers import CudaBindingsDriver, Driver
 from fastsam2.kernels.launch import TopKGatherKernel
 from fastsam2.kernels.top_k_gather import PARAMETERS, TopKGather
+from tests.kernel_host.harness import needs_nvrtc
 
 SIZE = struct.calcsize(PARAMETERS)
 FULL, HALF = "fastsam2_top_k_gather_float32", "fastsam2_top_k_gather_float16"
@@ -258,26 +259,16 @@ def test_fakes_have_the_protocol() -> None:
     assert driver.compute_capability() == (8, 7)
 
 
-@pytest.fixture
-def real_nvrtc() -> None:
-    """Skips where NVRTC is not installed: importing it does not load the library, asking its version does."""
-    module = pytest.importorskip("cuda.bindings.nvrtc", reason="cuda.bindings is not installed (extra: cuda)")
-    try:
-        module.nvrtcVersion()
-    except RuntimeError as error:
-        pytest.skip(f"NVRTC is not installed (extra: cuda): {error}")
-
-
-@pytest.mark.usefixtures("real_nvrtc")
 def test_nvrtc_builds_a_cubin_with_both_kernels() -> None:
+    needs_nvrtc()
     cubin = nvrtc.compile_cubin((8, 9))
     assert cubin[:4] == b"\x7fELF"
     assert all(f".text.{entry}".encode() in cubin for entry in (FULL, HALF))
     assert nvrtc.compile_cubin((8, 9)) is cubin
 
 
-@pytest.mark.usefixtures("real_nvrtc")
 def test_nvrtc_says_what_it_cannot_build() -> None:
+    needs_nvrtc()
     with pytest.raises(BackendError, match=r"top_k_gather.cu to compile for sm_11, got .*gpu-architecture.*pip install --upgrade"):
         nvrtc.compile_cubin((1, 1))
 

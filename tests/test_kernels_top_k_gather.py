@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,11 +14,21 @@ import pytest
 from fastsam2.errors import PromptError
 from fastsam2.kernels.reference import top_k_gather
 from fastsam2.kernels.top_k_gather import THREADS, TopKGather
-from tests.kernel_host.harness import COMPILER, CUDA_ERRORS, NO_COMPILER, SANITIZE, SCORE_TYPES, HostKernel, Order, compile_library
+from tests.kernel_host.harness import (
+    COMPILER,
+    CUDA_ERRORS,
+    NO_COMPILER,
+    SANITIZE,
+    SCORE_TYPES,
+    HostKernel,
+    Order,
+    address_sanitizer,
+    compile_library,
+    run_python,
+)
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 
-ROOT = Path(__file__).resolve().parent.parent
 BARRIERS = {"float32": 4 * 3 + 2, "float16": 2 * 3 + 2}  # three a radix pass, two in the listing of the kept rows
 SPECIAL = (np.nan, -np.nan, -np.inf, np.inf, 0.0, -0.0, 1.0, -1.0, 6e-8, -6e-8, 65504.0)
 SCORE_KINDS = ("distinct", "bytes", "ties", "special", "constant", "nan")
@@ -39,14 +47,6 @@ def kernel(library: Path) -> HostKernel:
 @pytest.fixture(autouse=True)
 def forward(kernel: HostKernel) -> None:
     kernel.configure()
-
-
-def run_python(code: str, **environment: str) -> str:
-    """What another Python process, which sees the repository, prints."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False, env=environment)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
 
 
 def make_scores(kind: str, batch: int, n: int, dtype: npt.DTypeLike) -> npt.NDArray[np.floating]:
@@ -285,10 +285,7 @@ def test_nothing_is_launched_for_no_rows(kernel: HostKernel) -> None:
 
 def test_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
     """Reads and writes outside arrays or shared memory, misaligned accesses and signed overflow end the process."""
-    assert COMPILER is not None
-    runtime = subprocess.run([COMPILER, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
-    if not os.path.isabs(runtime):
-        pytest.skip(f"{COMPILER} has no address sanitizer")
+    environment = address_sanitizer()
     library = compile_library(tmp_path / "sanitized.so", *SANITIZE)
     code = f"""
 import numpy as np
@@ -302,4 +299,4 @@ for order in Order:
         assert_equals_reference(kernel, make_scores("special", batch, n, dtype), make_rows(batch, n, 48), k, gap=16, slots=2)
 print("clean")
 """
-    assert run_python(code, LD_PRELOAD=runtime, ASAN_OPTIONS="detect_leaks=0") == "clean\n"
+    assert run_python(code, **environment) == "clean\n"

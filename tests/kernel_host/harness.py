@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from fastsam2.kernels.nvrtc import SOURCE
 from fastsam2.kernels.top_k_gather import TopKGather
@@ -20,6 +22,7 @@ from fastsam2.kernels.top_k_gather import TopKGather
 COMPILER = (shutil.which("g++") or shutil.which("clang++")) if sys.platform == "linux" else None
 NO_COMPILER = "no C++ compiler (g++ or clang++) on PATH, or not Linux"
 HEADERS = Path(__file__).parent
+ROOT = HEADERS.parents[1]
 # The fibers jump between stacks, which _FORTIFY_SOURCE takes for an error.
 FLAGS = ("-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE", "-ffp-contract=off",
          f"-I{HEADERS}")  # fmt: skip
@@ -55,6 +58,32 @@ def compile_library(out: Path, *flags: str, source: Path = SOURCE) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return out
+
+
+def run_python(code: str, **environment: str) -> str:
+    """What another Python process, which sees the repository, prints."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def address_sanitizer() -> dict[str, str]:
+    """Environment of a process that loads a library of the flags SANITIZE; skips the test where the compiler has no such sanitizer."""
+    assert COMPILER is not None, NO_COMPILER
+    runtime = subprocess.run([COMPILER, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
+    if not os.path.isabs(runtime):
+        pytest.skip(f"{COMPILER} has no address sanitizer")
+    return {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"}
+
+
+def needs_nvrtc() -> None:
+    """Skips the test where NVRTC is not installed: importing it does not load the library, asking its version does."""
+    module = pytest.importorskip("cuda.bindings.nvrtc", reason="cuda.bindings is not installed (extra: cuda)")
+    try:
+        module.nvrtcVersion()
+    except RuntimeError as error:
+        pytest.skip(f"NVRTC is not installed (extra: cuda): {error}")
 
 
 @dataclass(frozen=True)

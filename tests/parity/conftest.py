@@ -1,9 +1,13 @@
-"""Clips, checkpoints and the official runs of them; each official run is made once in a session."""
+"""Clips, checkpoints and the official runs of them.
+
+Tests of one checkpoint follow each other (`tests/conftest.py`): what was run or encoded with it is kept until the next one comes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from fastsam2.training.model import CONFIG
 
 from .clips import Clip, make_clip
 from .compare import Run
-from .official import cache_images, official_predictor, run_official, save_checkpoint
+from .official import Images, cache_images, official_predictor, run_official, save_checkpoint
 from .ours import CachedImages
 from .scenarios import Scenario
 
@@ -85,22 +89,36 @@ def clips() -> dict[str, Clip]:
 
 
 @pytest.fixture(scope="session")
-def official_run(clips: dict[str, Clip], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Scenario], Run]:
+def new_official() -> Callable[[str], Any]:
+    """Checkpoint name -> a new official predictor; those of one checkpoint share the pictures that they encode."""
+    images_of = lru_cache(maxsize=1)(lambda checkpoint: Images())
+
+    def build(checkpoint: str) -> torch.nn.Module:
+        model = CHECKPOINTS[checkpoint].official()
+        cache_images(model, images_of(checkpoint))
+        return model
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def official_run(
+    clips: dict[str, Clip], new_official: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, Scenario], Run]:
     """(checkpoint name, scenario) -> what the official predictor says, computed once."""
-    runs: dict[tuple[str, str], Run] = {}
-    predictors: dict[str, torch.nn.Module] = {}
     folders: dict[str, Path] = {}
+
+    @lru_cache(maxsize=1)
+    def runs_of(checkpoint: str) -> tuple[Any, dict[str, Run]]:
+        return new_official(checkpoint), {}
 
     def run(checkpoint: str, scenario: Scenario) -> Run:
         if scenario.clip not in folders:
             folders[scenario.clip] = clips[scenario.clip].write_official(tmp_path_factory.mktemp(scenario.clip))
-        if checkpoint not in predictors:
-            predictors[checkpoint] = CHECKPOINTS[checkpoint].official()
-            cache_images(predictors[checkpoint])
-        key = (checkpoint, scenario.name)
-        if key not in runs:
-            runs[key] = run_official(predictors[checkpoint], scenario, clips[scenario.clip], folders[scenario.clip])
-        return runs[key]
+        predictor, runs = runs_of(checkpoint)
+        if scenario.name not in runs:
+            runs[scenario.name] = run_official(predictor, scenario, clips[scenario.clip], folders[scenario.clip])
+        return runs[scenario.name]
 
     return run
 
@@ -120,13 +138,12 @@ def bundle_path(request: pytest.FixtureRequest) -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def bundle(bundle_path: Callable[[str], Path]) -> Callable[[str], LoadedBundle]:
     """Checkpoint name -> its bundle, loaded."""
-    loaded: dict[str, LoadedBundle] = {}
 
+    @lru_cache(maxsize=1)
     def load(checkpoint: str) -> LoadedBundle:
-        if checkpoint not in loaded:
-            loaded[checkpoint] = fastsam2.load(bundle_path(checkpoint), threads=1)
-            loaded[checkpoint].backend = CachedImages(loaded[checkpoint].backend)
-        return loaded[checkpoint]
+        loaded = fastsam2.load(bundle_path(checkpoint), threads=1)
+        loaded.backend = CachedImages(loaded.backend)
+        return loaded
 
     return load
 

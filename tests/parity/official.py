@@ -6,6 +6,8 @@ what a user would have seen live. Hole filling is off, which is what the officia
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +66,31 @@ def official_predictor(
     return seeded(lambda: instantiate(settings.model, _recursive_=True), seed, score_gain=score_gain, score_bias=score_bias)
 
 
-def cache_images(model: Any) -> None:
-    """Encode each picture once; scenarios share clips, and the encoder knows nothing of prompts."""
-    encode, known = model.forward_image, {}
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Pictures that the official predictors of one checkpoint have encoded.
 
-    def forward_image(images: torch.Tensor) -> dict[str, Any]:
-        key = images.numpy().tobytes()
-        if key not in known:
-            known[key] = encode(images)
-        return {name: list(value) if isinstance(value, list) else value for name, value in known[key].items()}
+    Attributes:
+        known: digest of a picture -> what `forward_image` says of it.
+        codes: the positional codes of every answer, most of its bytes: the same for all pictures.
+    """
+
+    known: dict[bytes, dict[str, Any]] = field(default_factory=dict)
+    codes: list[torch.Tensor] = field(default_factory=list)
+
+
+def cache_images(model: Any, images: Images) -> None:
+    """Encode each picture once; scenarios share clips, and the encoder knows nothing of prompts."""
+    encode = model.forward_image
+
+    def forward_image(picture: torch.Tensor) -> dict[str, Any]:
+        key = hashlib.sha256(picture.numpy().tobytes()).digest()
+        if key not in images.known:
+            answer = encode(picture)
+            images.codes[:] = images.codes or answer["vision_pos_enc"]
+            assert all(map(torch.equal, images.codes, answer["vision_pos_enc"]))
+            images.known[key] = {**answer, "vision_pos_enc": images.codes}
+        return {name: list(value) if isinstance(value, list) else value for name, value in images.known[key].items()}
 
     model.forward_image = forward_image
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from tests import official_extension
 
 from .clips import Clip
 from .compare import Run, compare
-from .conftest import CHECKPOINTS
 from .official import run_official
 from .ours import run_tracker, tracker_options
 from .scenarios import BY_NAME, Scenario
@@ -30,6 +30,7 @@ def test_filled_masks_are_the_official_ones(
     checkpoint: str,
     bundle: Callable[[str], LoadedBundle],
     official_run: Callable[[str, Scenario], Run],
+    new_official: Callable[[str], Any],
     clips: dict[str, Clip],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -38,7 +39,7 @@ def test_filled_masks_are_the_official_ones(
     clip = clips[scenario.clip]
     unfilled = official_run(checkpoint, scenario)
     official_extension.install(monkeypatch)
-    predictor = CHECKPOINTS[checkpoint].official()
+    predictor = new_official(checkpoint)
     predictor.fill_hole_area = AREA
     official = run_official(predictor, scenario, clip, clip.write_official(tmp_path / "clip"))
     assert any(not np.array_equal(official[key].low_res, unfilled[key].low_res) for key in official)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from .clip_scripts import NO_OVERLAP, SCRIPTS, THERE_AND_BACK, Script, Session
 from .clips import Clip, make_clip
 from .compare import THRESHOLDS, Track, compare, logit_delta, mask_iou
 from .conftest import CHECKPOINTS
-from .official import cache_images, save_checkpoint
+from .official import save_checkpoint
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "drop_in.md"
 TINY_CASES = (THERE_AND_BACK, SCRIPTS["late_object"])  # one pass each, at what the official size costs
@@ -89,17 +89,15 @@ def _peek_ours(state: Any, object_id: int, frame: int) -> tuple[npt.NDArray[np.f
 
 
 @pytest.fixture(scope="module")
-def official_model() -> Callable[[str], Any]:
+def official_model(new_official: Callable[[str], Any]) -> Callable[[str], Any]:
     """Checkpoint name -> the official predictor, built once."""
-    models: dict[str, Any] = {}
 
+    @lru_cache(maxsize=1)
     def get(checkpoint: str) -> Any:
-        if checkpoint not in models:
-            models[checkpoint] = model = CHECKPOINTS[checkpoint].official()
-            cache_images(model)
-            _widen_memories(model)
-            _add_missing_method(model)
-        return models[checkpoint]
+        model = new_official(checkpoint)
+        _widen_memories(model)
+        _add_missing_method(model)
+        return model
 
     return get
 
