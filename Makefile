@@ -7,6 +7,9 @@ SAM2 ?= sam2==1.1.0
 # An oracle of scores in tests; it would bring opencv-python beside opencv-python-headless.
 VOS_BENCHMARK ?= vos-benchmark==0.1.0
 PYTEST_ARGS ?=
+# What tests of the C++ library need from Debian or Ubuntu; without it they skip, and say so.
+APT_PACKAGES := tests/cpp/apt-packages.txt
+APT := apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=20 -o Acquire::https::Timeout=20 -o DPkg::Lock::Timeout=20
 # Test processes side by side, one thread each.
 WORKERS ?= 2
 
@@ -21,7 +24,7 @@ DEMO_STAMP := $(DEMO_VENV)/.installed
 DEMO_OUT ?= out/demo
 DEMO_ARGS ?=
 
-.PHONY: demo test lint types wheel clean
+.PHONY: demo test lint lint-cpp types wheel clean system-packages
 .DELETE_ON_ERROR:
 
 test: lint types
@@ -32,6 +35,21 @@ demo: $(DEMO_STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
+
+# Every check of clang-tidy over the C++ library; takes minutes.
+lint-cpp: $(STAMP)
+	FASTSAM2_TIDY=all $(BIN)/python -m pytest -q tests/cpp/test_static_analysis.py
+
+# Never fails: where packages cannot be had, the tests that need them skip.
+system-packages:
+	@missing=$$(for p in $$(cat $(APT_PACKAGES)); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then echo "C++ tests will skip, not installed:" $$missing; exit 0; fi; \
+	log=$$(mktemp); \
+	export DEBIAN_FRONTEND=noninteractive; install="$(APT) install --yes --no-install-recommends"; \
+	{ timeout 25 $(APT) update && timeout 40 $$install --download-only $$missing && $$install $$missing; } >$$log 2>&1 || \
+		{ echo "C++ tests may skip, could not be installed:" $$missing; tail -n 3 $$log; }; \
+	rm -f $$log
 
 types: $(STAMP)
 	$(BIN)/mypy

@@ -32,7 +32,8 @@ RUN = c.CFUNCTYPE(c.c_int32, c.c_void_p, c.c_char_p, c.POINTER(Tensor), c.c_uint
 
 
 class BundleOptions(c.Structure):
-    _fields_ = (("struct_size", c.c_uint32), ("abi_version", c.c_uint32), ("run", RUN), ("user", c.c_void_p), ("skip_hashes", c.c_uint32))
+    _fields_ = (("struct_size", c.c_uint32), ("abi_version", c.c_uint32), ("run", RUN), ("user", c.c_void_p),
+                *((name, c.c_uint32) for name in ("skip_hashes", "reserved", "backend", "threads", "gpu", "reserved_end")))  # fmt: skip
 
 
 class TrackerOptions(c.Structure):
@@ -63,17 +64,28 @@ class CInterface:
     Args:
         library: the shared library.
         folder: the bundle.
-        run: runs one graph by name.
+        run: runs one graph by name; None where a backend of the library does.
+        backend: fastsam2_backend.
+        threads: of the backend; 0 takes every core.
         options: of the tracker, by the names of `fastsam2_tracker_options`.
     """
 
-    def __init__(self, library: Path, folder: Path, run: Callable[[str, dict[str, Any]], dict[str, Any]], **options: float) -> None:
+    def __init__(
+        self,
+        library: Path,
+        folder: Path,
+        run: Callable[[str, dict[str, Any]], dict[str, Any]] | None,
+        *,
+        backend: int = 0,
+        threads: int = 0,
+        **options: float,
+    ) -> None:
         self._c = c.CDLL(str(library))
         self._c.fastsam2_last_error.restype = c.c_char_p
         self._run = run
-        self._callback = RUN(self._called)
+        self._callback = RUN() if run is None else RUN(self._called)
         self._bundle, self._tracker = c.c_uint64(), c.c_uint64()
-        opened = BundleOptions(c.sizeof(BundleOptions), ABI_VERSION, self._callback, None, 1)
+        opened = BundleOptions(c.sizeof(BundleOptions), ABI_VERSION, self._callback, skip_hashes=1, backend=backend, threads=threads)
         self._check(self._c.fastsam2_bundle_open(str(folder).encode(), c.byref(opened), c.byref(self._bundle)))
         given = TrackerOptions(struct_size=c.sizeof(TrackerOptions), **options)
         self._check(self._c.fastsam2_tracker_open(self._bundle, c.byref(given), c.byref(self._tracker)))
@@ -97,6 +109,7 @@ class CInterface:
         self._check(self._c.fastsam2_bundle_close(self._bundle))
 
     def _called(self, _user: Any, role: bytes, inputs: Any, count: int, outputs: Any, _outputs: int, message: Any, size: int) -> int:
+        assert self._run is not None
         try:
             answer = self._run(role.decode(), {inputs[i].name.decode(): inputs[i].array() for i in range(count)})
             for i, spec in enumerate(graph_spec(GraphRole(role.decode()), ExportTarget.ONNXRUNTIME).outputs):

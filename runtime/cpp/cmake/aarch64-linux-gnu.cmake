@@ -1,6 +1,10 @@
-# Debian and Ubuntu: g++-aarch64-linux-gnu. On the board itself use the preset release.
+# Debian and Ubuntu: g++-aarch64-linux-gnu; qemu-user, where present, runs the tests. On the board itself use the preset release.
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(CMAKE_C_COMPILER aarch64-linux-gnu-gcc)
 set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)
 set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)
+find_program(QEMU_AARCH64 qemu-aarch64)
+if(QEMU_AARCH64 AND NOT CMAKE_CROSSCOMPILING_EMULATOR)
+  set(CMAKE_CROSSCOMPILING_EMULATOR "${QEMU_AARCH64};-L;/usr/aarch64-linux-gnu")
+endif()

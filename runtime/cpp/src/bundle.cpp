@@ -22,6 +22,11 @@ constexpr std::string_view kExportAgain = "Export the bundle again with `fastsam
   throw BundleError(expected(what, got, kExportAgain));
 }
 
+// A value in an error message. What is nested comes as its kind: writing it out recurses as deep as it is nested.
+std::string shown(const Json& value) {
+  return value.is_structured() ? value.type_name() : value.dump();
+}
+
 // One object of the manifest. Every key has to be asked for; `finish` complains of the others.
 class Record {
  public:
@@ -70,7 +75,7 @@ class Record {
     const Json& value = at(key);
     if (!value.is_number_integer() || (value.is_number_unsigned() && value.get<std::uint64_t>() > kMost) ||
         value.get<std::int64_t>() < least || value.get<std::int64_t>() > kMost) {
-      refuse("an integer >= " + std::to_string(least) + " as " + name(key), value.dump());
+      refuse("an integer >= " + std::to_string(least) + " as " + name(key), shown(value));
     }
     return value.get<std::int64_t>();
   }
@@ -170,7 +175,7 @@ std::string axes_of(const Json& json, const std::string& where) {
     if (!axis.is_string()) {
       refuse("symbols as " + where, axis.type_name());
     }
-    axes += (axes.empty() ? "" : " ") + axis.get<std::string>();
+    axes.append(axes.empty() ? "" : " ").append(axis.get_ref<const std::string&>());
   }
   return axes;
 }
@@ -189,9 +194,11 @@ void check_tensors(const Json& listed, std::span<const TensorSpec> wanted, const
     record.finish();
     const TensorSpec& want = wanted[i];
     if (name != want.name || dtype != want.dtype || axes != want.axes) {
-      const std::string what = where + " to hold " + std::string(want.name) + " " + std::string(want.dtype) + " [" +
-                               std::string(want.axes) + "]";
-      throw BundleError(expected(what, name + " " + dtype + " [" + axes + "]", kTodo));
+      const auto text = [](std::string_view of, std::string_view type, std::string_view sizes) {
+        return std::string(of).append(" ").append(type).append(" [").append(sizes).append("]");
+      };
+      throw BundleError(
+          expected(where + " to hold " + text(want.name, want.dtype, want.axes), text(name, dtype, axes), kTodo));
     }
   }
 }
@@ -260,7 +267,7 @@ Manifest manifest_of(const Json& json) {
   record.integer("manifest_version", kManifestVersion);
   record.text("fastsam2_version");
   if (const Json* precision = record.find("precision"); precision != nullptr && *precision != "fp32") {
-    refuse("precision fp32", precision->dump());
+    refuse("precision fp32", shown(*precision));
   }
   manifest.model = model_spec(record.at("model"));
   std::set<std::pair<GraphRole, ExportTarget>> keys;
@@ -331,22 +338,22 @@ const GraphEntry* Manifest::find(GraphRole role, ExportTarget target) const {
 const GraphEntry& Manifest::graph(GraphRole role, ExportTarget target) const {
   const GraphEntry* entry = find(role, target);
   if (entry == nullptr) {
-    const std::string what = "a " + std::string(name_of(role)) + " graph for target " + std::string(name_of(target));
+    const std::string what = "a graph " + std::string(name_of(role)) + " for target " + std::string(name_of(target));
     throw BundleError(expected(what, "a bundle without", "Export the bundle again with that target, or add the graph"));
   }
   return *entry;
 }
 
-Manifest parse_manifest(std::string_view text) {
-  Json json;
+Manifest parse_manifest(std::string_view json) {
+  Json tree;
   try {
-    json = Json::parse(text);
+    tree = Json::parse(json);
   } catch (const Json::exception& error) {
     refuse("readable JSON as manifest", error.what());
   }
-  const auto version = json.is_object() ? json.find("manifest_version") : json.end();
-  if (!json.is_object() || version == json.end() || !version->is_number_integer()) {
-    refuse("an integer manifest_version", json.is_object() ? "none" : json.type_name());
+  const auto version = tree.is_object() ? tree.find("manifest_version") : tree.end();
+  if (!tree.is_object() || version == tree.end() || !version->is_number_integer()) {
+    refuse("an integer manifest_version", tree.is_object() ? "none" : tree.type_name());
   }
   if (*version != kManifestVersion) {
     const char* todo =
@@ -354,7 +361,7 @@ Manifest parse_manifest(std::string_view text) {
     throw BundleError(expected("manifest_version " + std::to_string(kManifestVersion), version->dump(), todo));
   }
   try {
-    return manifest_of(json);
+    return manifest_of(tree);
   } catch (const Json::exception& error) {
     refuse("a legal manifest", error.what());
   }

@@ -11,6 +11,7 @@
 #include "callback_backend.hpp"
 #include "fastsam2/bundle.hpp"
 #include "fastsam2/fastsam2.h"
+#include "fastsam2/open_backend.hpp"
 #include "fastsam2/tracker.hpp"
 #include "handles.hpp"
 
@@ -25,6 +26,10 @@ static_assert(static_cast<int>(PrunePolicy::Dense) == FASTSAM2_DENSE &&
               static_cast<int>(PrunePolicy::Pool2x2) == FASTSAM2_POOL2X2 &&
               static_cast<int>(PrunePolicy::Router) == FASTSAM2_ROUTER &&
               kPrunePolicyNames.size() == FASTSAM2_ROUTER + 1);
+static_assert(static_cast<int>(BackendName::OnnxRuntime) + 1 == FASTSAM2_BACKEND_ONNXRUNTIME &&
+              static_cast<int>(BackendName::TensorRT) + 1 == FASTSAM2_BACKEND_TENSORRT &&
+              static_cast<int>(BackendName::TensorRTRTX) + 1 == FASTSAM2_BACKEND_TENSORRT_RTX &&
+              kBackendNames.size() == FASTSAM2_BACKEND_TENSORRT_RTX);
 static_assert(sizeof(bool) == 1, "masks are handed out as bytes");
 
 // The caller was compiled for another version.
@@ -102,7 +107,7 @@ Struct known(const Struct* given, std::string_view what) {
   check_given(given, what);
   constexpr std::size_t kHeader = 2 * sizeof(std::uint32_t);
   const std::uint32_t size = given->struct_size;
-  if (size < kHeader || size > (1U << 16)) {
+  if (size < kHeader || size > (1U << 16) || size % alignof(Struct) != 0) {
     throw AbiError(
         expected("struct_size = sizeof of " + std::string(what), std::to_string(size), "Set it before the call"));
   }
@@ -117,6 +122,24 @@ void answer(Struct own, Struct* to) {
   const std::uint32_t size = to->struct_size;
   own.struct_size = size;
   std::memcpy(to, &own, std::min<std::size_t>(size, sizeof(Struct)));
+}
+
+void check_backend(const fastsam2_bundle_options& own) {
+  if (own.backend > kBackendNames.size()) {
+    throw PromptError(expected("a fastsam2_backend", std::to_string(own.backend), "Use one of the constants"));
+  }
+  if (own.backend == FASTSAM2_BACKEND_CALLBACK && own.run == nullptr) {
+    throw BackendError(expected("a function that runs graphs", "a null pointer", "Set run, or choose another backend"));
+  }
+  if (own.backend != FASTSAM2_BACKEND_CALLBACK && own.run != nullptr) {
+    const std::string got = "a function and backend " + std::to_string(own.backend);
+    throw PromptError(expected("run with FASTSAM2_BACKEND_CALLBACK alone", got, "Leave run or backend at zero"));
+  }
+  constexpr auto kMost = static_cast<std::uint32_t>(std::numeric_limits<int>::max());
+  if (own.threads > kMost || own.gpu > kMost) {
+    const std::string got = std::to_string(own.threads) + " and " + std::to_string(own.gpu);
+    throw PromptError(expected("threads and gpu below 2^31", got, "0 is the default of both"));
+  }
 }
 
 TrackerOptions tracker_options(const fastsam2_tracker_options* given) {
@@ -238,12 +261,15 @@ fastsam2_status fastsam2_bundle_open(const char* folder, const fastsam2_bundle_o
       const std::string what = "abi_version " + std::to_string(FASTSAM2_ABI_VERSION);
       throw AbiError(expected(what, std::to_string(own.abi_version), "Compile against the header of this library"));
     }
-    if (own.run == nullptr) {
-      throw BackendError(expected("a function that runs graphs", "a null pointer", "Set run"));
-    }
+    check_backend(own);
     auto open = std::make_shared<OpenBundle>();
     open->manifest = read_manifest(folder, own.skip_hashes == 0);
-    open->backend = std::make_shared<CallbackBackend>(open->manifest.model, own.run, own.user);
+    if (own.backend == FASTSAM2_BACKEND_CALLBACK) {
+      open->backend = std::make_shared<CallbackBackend>(open->manifest.model, own.run, own.user);
+    } else {
+      open->backend = open_backend(static_cast<BackendName>(own.backend - 1), folder, open->manifest,
+                                   {static_cast<int>(own.threads), static_cast<int>(own.gpu)});
+    }
     bundle->id = bundles().open(std::move(open));
   });
 }

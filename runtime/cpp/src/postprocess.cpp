@@ -64,7 +64,8 @@ void mask_from_logits(std::span<const float> logits, std::int64_t side, std::int
     return;
   }
   std::ranges::fill(mask, false);
-  std::vector<bool> positive_rows(own), positive_columns(own);
+  std::vector<bool> positive_rows(own);
+  std::vector<bool> positive_columns(own);
   for (std::size_t i = 0; i < logits.size(); ++i) {
     if (logits[i] > 0.0F) {
       positive_rows[i / own] = positive_columns[i % own] = true;

@@ -71,7 +71,7 @@ Pixels resized_rows(const Pixels& in, std::size_t width) {
   Pixels out{in.height, width, std::vector<std::uint8_t>(in.height * width * kChannels)};
   for (std::size_t y = 0; y < in.height; ++y) {
     for (std::size_t x = 0; x < width; ++x) {
-      std::array<std::int32_t, kChannels> sum;
+      std::array<std::int32_t, kChannels> sum{};
       sum.fill(1 << (kPrecisionBits - 1));
       const std::uint8_t* from = &in.bytes[(y * in.width + table.first[x]) * kChannels];
       for (const std::int32_t weight : table.weights[x]) {
@@ -243,7 +243,7 @@ void mask_to_input(const MaskView& mask, std::int64_t size, std::span<float> res
     return;
   }
   const std::vector<float> across = resampled_across(values, height, width, side);  // [S, H]
-  const std::vector<float> both = resampled_across(across, side, height, side);     // [S, S]
+  const std::vector<float> both = resampled_across(across, side, height, side);     // NOLINT(*-suspicious-*): [S, S]
   std::ranges::transform(both, resized.begin(), [](float value) { return value >= 0.5F ? 1.0F : 0.0F; });
 }
 

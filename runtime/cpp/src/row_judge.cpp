@@ -9,6 +9,7 @@ namespace {
 template <typename Member>
 std::vector<Tensor> column(std::span<const Judged> objects, Member member) {
   std::vector<Tensor> tensors;
+  tensors.reserve(objects.size());
   for (const Judged& object : objects) {
     tensors.push_back(object.*member);
   }

@@ -5,6 +5,7 @@
 #include <new>
 #include <numeric>
 #include <string>
+#include <utility>
 
 namespace fastsam2 {
 
@@ -86,7 +87,8 @@ Tensor Tensor::empty(DType type, Shape shape) {
   if (data == nullptr) {
     throw std::bad_alloc();
   }
-  return {type, shape, std::shared_ptr<void>(data, [](void* p) { std::free(p); }), data};
+  std::shared_ptr<void> memory(data, [](void* p) { std::free(p); });  // NOLINT(*-no-malloc): aligned_alloc needs it
+  return {type, shape, std::move(memory), data};
 }
 
 std::size_t Tensor::nbytes() const {

@@ -51,6 +51,7 @@ struct Size {
 template <typename Member>
 std::vector<Tensor> column(const std::vector<Reported>& reported, Member member) {
   std::vector<Tensor> tensors;
+  tensors.reserve(reported.size());
   for (const Reported& one : reported) {
     tensors.push_back(one.outcome->*member);
   }
@@ -234,7 +235,8 @@ class Tracker::Impl {
   Outcome answer(const Prompt& prompt, const Outcome* previous, bool append) {
     const Features& features = newest_features();
     const Tensor conditioned = previous == nullptr ? Tensor() : previous->conditioned;
-    const bool as_prompt = !conditioned || options_.corrections_as_prompts || previous->as_prompt;
+    const bool as_prompt =
+        previous == nullptr || !conditioned || options_.corrections_as_prompts || previous->as_prompt;
     if (prompt.mask) {
       const std::int64_t side = spec_.image_size;
       const Tensor mask = Tensor::empty(DType::Float32, {1, 1, side, side});
@@ -264,7 +266,8 @@ class Tracker::Impl {
   Judgement write_memories() {
     const Features& features = newest_features();
     const std::vector<Reported> all = newest();
-    const auto prompted = std::make_unique<bool[]>(objects_.size());
+    const auto prompted =
+        std::make_unique<bool[]>(objects_.size());  // NOLINT(*-avoid-c-arrays): vector<bool> has no span
     std::vector<Judged> judged;
     for (std::size_t i = 0; i < objects_.size(); ++i) {
       const Outcome& own = objects_[i]->newest;

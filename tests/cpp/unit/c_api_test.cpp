@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -153,6 +154,7 @@ TEST_F(CApi, BadArgumentsAreRefused) {
   EXPECT_EQ(refused([](fastsam2_image& i) { i.row_bytes = 5; }), FASTSAM2_ERROR_PROMPT);
   EXPECT_EQ(refused([](fastsam2_image& i) { i.pixel_bytes -= 1; }), FASTSAM2_ERROR_PROMPT);
   EXPECT_EQ(refused([](fastsam2_image& i) { i.struct_size = 4; }), FASTSAM2_ERROR_ABI);
+  EXPECT_EQ(refused([](fastsam2_image& i) { i.struct_size = 28; }), FASTSAM2_ERROR_ABI);  // through the pointer
   ASSERT_EQ(fastsam2_tracker_step(tracker, &good, &result), FASTSAM2_OK);
   ASSERT_EQ(fastsam2_result_close(result), FASTSAM2_OK);
   const auto prompted = [&](auto change) {
@@ -182,6 +184,133 @@ TEST_F(CApi, BundlesOfAnotherAbiOrPlaceAreRefused) {
   options.run = nullptr;
   EXPECT_EQ(fastsam2_bundle_open(folder_.c_str(), &options, &bundle), FASTSAM2_ERROR_BACKEND);
   EXPECT_EQ(bundle.id, 0U);
+}
+
+TEST_F(CApi, BackendsThatCannotBeOpenedAreRefused) {
+  const auto refused = [&](auto change) {
+    fastsam2_bundle_options options{};
+    options.struct_size = sizeof options;
+    options.abi_version = FASTSAM2_ABI_VERSION;
+    options.skip_hashes = 1;
+    change(options);
+    fastsam2_bundle bundle{};
+    const fastsam2_status status = fastsam2_bundle_open(folder_.c_str(), &options, &bundle);
+    EXPECT_EQ(bundle.id, 0U);
+    return status;
+  };
+  const auto said = [](const char* text) {
+    return std::string(fastsam2_last_error()).find(text) != std::string::npos ? "" : fastsam2_last_error();
+  };
+  EXPECT_EQ(refused([](fastsam2_bundle_options& o) { o.backend = 4; }), FASTSAM2_ERROR_PROMPT);
+  EXPECT_STREQ(said("expected a fastsam2_backend, got 4."), "");
+  EXPECT_EQ(refused([](fastsam2_bundle_options&) {}), FASTSAM2_ERROR_BACKEND);
+  EXPECT_STREQ(said("expected a function that runs graphs, got a null pointer."), "");
+  for (const std::uint32_t backend :
+       {FASTSAM2_BACKEND_ONNXRUNTIME, FASTSAM2_BACKEND_TENSORRT, FASTSAM2_BACKEND_TENSORRT_RTX}) {
+    EXPECT_EQ(refused([&](fastsam2_bundle_options& o) {
+                o.backend = backend;
+                o.run = run_wave;
+              }),
+              FASTSAM2_ERROR_PROMPT);
+    EXPECT_STREQ(said("got a function and backend"), "");
+    EXPECT_EQ(refused([&](fastsam2_bundle_options& o) {
+                o.backend = backend;
+                o.threads = 1U << 31;
+              }),
+              FASTSAM2_ERROR_PROMPT);
+    EXPECT_EQ(refused([&](fastsam2_bundle_options& o) {
+                o.backend = backend;
+                o.gpu = 1U << 31;
+              }),
+              FASTSAM2_ERROR_PROMPT);
+    EXPECT_STREQ(said("expected threads and gpu below 2^31"), "");
+  }
+}
+
+TEST_F(CApi, CallersThatKnowNoBackendsGiveTheCallback) {
+  fastsam2_bundle_options options{};
+  options.struct_size = offsetof(fastsam2_bundle_options, backend);  // with the padding that came after skip_hashes
+  options.abi_version = FASTSAM2_ABI_VERSION;
+  options.run = run_wave;
+  options.skip_hashes = 1;
+  options.reserved = 77;
+  options.backend = 99;
+  options.threads = 1U << 31;
+  fastsam2_bundle bundle{};
+  ASSERT_EQ(fastsam2_bundle_open(folder_.c_str(), &options, &bundle), FASTSAM2_OK) << fastsam2_last_error();
+  EXPECT_EQ(fastsam2_bundle_close(bundle), FASTSAM2_OK);
+}
+
+TEST_F(CApi, OnnxRuntimeRunsTheGraphsOrIsNotInThisBuild) {
+  fastsam2_bundle_options options{};
+  options.struct_size = sizeof options;
+  options.abi_version = FASTSAM2_ABI_VERSION;
+  options.backend = FASTSAM2_BACKEND_ONNXRUNTIME;
+  options.threads = 1;
+  fastsam2_bundle bundle{};
+  const fastsam2_status opened = fastsam2_bundle_open(folder_.c_str(), &options, &bundle);
+  if (opened == FASTSAM2_ERROR_BACKEND) {
+    const std::string said = fastsam2_last_error();
+    EXPECT_NE(said.find("expected a build of fastsam2 with onnxruntime, got one without it. Configure with "
+                        "-DFASTSAM2_WITH_ONNXRUNTIME=ON"),
+              std::string::npos);
+    GTEST_SKIP() << said;
+  }
+  ASSERT_EQ(opened, FASTSAM2_OK) << fastsam2_last_error();
+  fastsam2_tracker tracker{};
+  ASSERT_EQ(fastsam2_tracker_open(bundle, nullptr, &tracker), FASTSAM2_OK);
+  ASSERT_EQ(fastsam2_bundle_close(bundle), FASTSAM2_OK);
+  fastsam2_result result{};
+  const fastsam2_image image = frame();
+  const fastsam2_prompt prompt = box_prompt();
+  ASSERT_EQ(fastsam2_tracker_step(tracker, &image, &result), FASTSAM2_OK) << fastsam2_last_error();
+  ASSERT_EQ(fastsam2_result_close(result), FASTSAM2_OK);
+  ASSERT_EQ(fastsam2_tracker_add(tracker, 1, &prompt, &result), FASTSAM2_OK) << fastsam2_last_error();
+  ASSERT_EQ(fastsam2_result_close(result), FASTSAM2_OK);
+  ASSERT_EQ(fastsam2_tracker_step(tracker, &image, &result), FASTSAM2_OK) << fastsam2_last_error();
+  fastsam2_result_view view{};
+  view.struct_size = sizeof view;
+  ASSERT_EQ(fastsam2_result_read(result, &view), FASTSAM2_OK);
+  EXPECT_EQ(view.object_count, 1U);
+  EXPECT_EQ(view.frame, 1);
+  EXPECT_GE(view.ious[0], 0.0F);
+  EXPECT_EQ(fastsam2_result_close(result), FASTSAM2_OK);
+  EXPECT_EQ(fastsam2_tracker_close(tracker), FASTSAM2_OK);
+}
+
+TEST_F(CApi, GraphsThatDoNotLoadAreReported) {
+  const std::filesystem::path copy = std::filesystem::path(::testing::TempDir()) / "fastsam2_broken_graph";
+  std::filesystem::remove_all(copy);
+  std::filesystem::copy(folder_, copy);
+  const auto graph = copy / "image_encoder.onnx";
+  const auto bytes = std::filesystem::file_size(graph);
+  std::ofstream(graph, std::ios::binary) << std::string(bytes, 'x');  // of the size that the manifest says
+  fastsam2_bundle_options options{};
+  options.struct_size = sizeof options;
+  options.abi_version = FASTSAM2_ABI_VERSION;
+  options.backend = FASTSAM2_BACKEND_ONNXRUNTIME;
+  options.skip_hashes = 1;
+  fastsam2_bundle bundle{};
+  const fastsam2_status opened = fastsam2_bundle_open(copy.c_str(), &options, &bundle);
+  if (opened == FASTSAM2_ERROR_BACKEND) {
+    std::filesystem::remove_all(copy);
+    GTEST_SKIP() << fastsam2_last_error();
+  }
+  ASSERT_EQ(opened, FASTSAM2_OK) << fastsam2_last_error();
+  fastsam2_tracker tracker{};
+  ASSERT_EQ(fastsam2_tracker_open(bundle, nullptr, &tracker), FASTSAM2_OK);
+  fastsam2_result result{};
+  const fastsam2_image image = frame();
+  const fastsam2_prompt prompt = box_prompt();
+  ASSERT_EQ(fastsam2_tracker_step(tracker, &image, &result), FASTSAM2_OK) << fastsam2_last_error();
+  ASSERT_EQ(fastsam2_result_close(result), FASTSAM2_OK);
+  EXPECT_EQ(fastsam2_tracker_add(tracker, 1, &prompt, &result), FASTSAM2_ERROR_BACKEND);
+  EXPECT_NE(std::string(fastsam2_last_error()).find("expected image_encoder.onnx to load in ONNX Runtime"),
+            std::string::npos)
+      << fastsam2_last_error();
+  fastsam2_tracker_close(tracker);
+  fastsam2_bundle_close(bundle);
+  std::filesystem::remove_all(copy);
 }
 
 TEST_F(CApi, WhatTheCallbackSaysComesBack) {

@@ -27,5 +27,16 @@ TEST(Manifest, SaysWhatIsWrong) {
   EXPECT_NE(reason(std::string(100000, '[')).find("expected"), std::string::npos);
 }
 
+// Each of these would be written into a message; doing so once used the stack up.
+TEST(Manifest, DeepValuesAreRefusedInWords) {
+  const std::string deep = std::string(200000, '[') + std::string(200000, ']');
+  EXPECT_NE(reason(R"({"manifest_version": 2, "fastsam2_version": "0", "precision": )" + deep + "}").find("got array"),
+            std::string::npos);
+  EXPECT_NE(
+      reason(R"({"manifest_version": 2, "fastsam2_version": "0", "model": {"name": "x", "image_size": )" + deep + "}}")
+          .find("an integer >= 1 as model.image_size, got array"),
+      std::string::npos);
+}
+
 }  // namespace
 }  // namespace fastsam2::testing

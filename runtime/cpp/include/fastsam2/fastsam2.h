@@ -8,8 +8,8 @@
  * result and stays until fastsam2_result_close; results do not depend on the tracker or bundle they came from. A bundle may
  * be closed while its trackers go on. All text is UTF-8 and ends with a zero.
  *
- * Threads. Every function may be called from every thread; calls on the same tracker run one after another. The callback of
- * a bundle is called on the thread that called the tracker, from several at once if several trackers of the bundle are used
+ * Threads. Every function may be called from every thread; calls on the same tracker run one after another. A callback is
+ * called on the thread that called the tracker, from several at once if several trackers of the bundle are used
  * so; it must not call back into the tracker it runs for.
  *
  * Errors. Every function answers a status. After anything but FASTSAM2_OK nothing was changed, no output was written, and
@@ -33,7 +33,7 @@ typedef enum fastsam2_status {
   FASTSAM2_OK = 0,
   FASTSAM2_ERROR_PROMPT = 1,   /* a prompt, frame, object id or option value is not legal */
   FASTSAM2_ERROR_BUNDLE = 2,   /* the bundle is missing, altered, or of another version */
-  FASTSAM2_ERROR_BACKEND = 3,  /* a graph cannot run here, or the callback failed */
+  FASTSAM2_ERROR_BACKEND = 3,  /* the backend or a graph cannot run here, or the callback failed */
   FASTSAM2_ERROR_HANDLE = 4,   /* no open handle */
   FASTSAM2_ERROR_ABI = 5,      /* the caller was compiled for another version */
   FASTSAM2_ERROR_MEMORY = 6,   /* out of memory */
@@ -70,12 +70,26 @@ typedef int32_t (*fastsam2_run)(void* user, const char* role, const fastsam2_ten
                                 const fastsam2_tensor* outputs, uint32_t output_count, char* message,
                                 uint32_t message_bytes);
 
+/* What runs the graphs. One that the library was built without is refused with FASTSAM2_ERROR_BACKEND. */
+typedef enum fastsam2_backend {
+  FASTSAM2_BACKEND_CALLBACK = 0,    /* the function run */
+  FASTSAM2_BACKEND_ONNXRUNTIME = 1, /* ONNX Runtime on the CPU */
+  FASTSAM2_BACKEND_TENSORRT = 2,
+  FASTSAM2_BACKEND_TENSORRT_RTX = 3
+} fastsam2_backend;
+
 typedef struct fastsam2_bundle_options {
   uint32_t struct_size;
   uint32_t abi_version; /* FASTSAM2_ABI_VERSION */
-  fastsam2_run run;     /* runs the graphs; stays callable until the bundle and all its trackers are closed */
+  fastsam2_run run;     /* runs the graphs of FASTSAM2_BACKEND_CALLBACK, null for every other backend; stays callable until
+                           the bundle and all its trackers are closed */
   void* user;           /* for run */
   uint32_t skip_hashes; /* 1: compare presence and sizes of files only */
+  uint32_t reserved;    /* never read */
+  uint32_t backend;     /* fastsam2_backend */
+  uint32_t threads;     /* of the CPU, inside one operator; 0: every core this process may use */
+  uint32_t gpu;         /* index of the GPU, for backends on one */
+  uint32_t reserved_end;
 } fastsam2_bundle_options;
 
 typedef struct fastsam2_bundle_info {

@@ -1,0 +1,34 @@
+// From the name of a backend to the backend.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string_view>
+
+#include "fastsam2/backend.hpp"
+#include "fastsam2/bundle.hpp"
+
+namespace fastsam2 {
+
+enum class BackendName : std::uint8_t { OnnxRuntime, TensorRT, TensorRTRTX };
+inline constexpr std::array<std::string_view, 3> kBackendNames{"onnxruntime", "tensorrt", "tensorrt-rtx"};
+constexpr std::string_view name_of(BackendName value) {
+  return kBackendNames[static_cast<std::size_t>(value)];
+}
+
+struct BackendOptions {
+  int threads = 0;  // CPU threads inside one operator; 0: every core this process may use
+  int gpu = 0;      // index of the GPU; backends on the CPU read it not
+};
+
+// Opens a backend; another one is never opened in its place. It may serve several trackers.
+//   folder, manifest: of the bundle, from read_manifest.
+// Throws BackendError if this build lacks it, an option is out of range or it cannot be used here; BundleError if the
+// bundle has no graphs or engines for it.
+std::shared_ptr<Backend> open_backend(BackendName name, const std::filesystem::path& folder, const Manifest& manifest,
+                                      const BackendOptions& options = {});
+
+}  // namespace fastsam2
