@@ -33,7 +33,7 @@ RUN = c.CFUNCTYPE(c.c_int32, c.c_void_p, c.c_char_p, c.POINTER(Tensor), c.c_uint
 
 class BundleOptions(c.Structure):
     _fields_ = (("struct_size", c.c_uint32), ("abi_version", c.c_uint32), ("run", RUN), ("user", c.c_void_p),
-                *((name, c.c_uint32) for name in ("skip_hashes", "reserved", "backend", "threads", "gpu", "reserved_end")))  # fmt: skip
+                *((name, c.c_uint32) for name in ("skip_hashes", "reserved", "backend", "threads", "gpu", "cuda_graphs")))  # fmt: skip
 
 
 class TrackerOptions(c.Structure):

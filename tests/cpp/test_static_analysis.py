@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from .native import CPP, run
+from .native import CPP, ROOT, run
 
 pytestmark = pytest.mark.xdist_group("cpp_lint")
 
-CORE = sorted((CPP / "src").glob("*.cpp"))
+CORE = sorted((CPP / "src").rglob("*.cpp"))
 # Checks that find mistakes and take about a second a file; the others look at every declaration of the standard library.
 QUICK = ",".join([
     "-*", "bugprone-dangling-handle", "bugprone-infinite-loop", "bugprone-integer-division", "bugprone-sizeof-expression",
@@ -41,7 +41,8 @@ def test_clang_tidy_finds_nothing() -> None:
     files = without_engines()
     assert len(files) > 15
     checks = [] if os.environ.get("FASTSAM2_TIDY") == "all" else [f"--checks={QUICK}"]
-    compiled_as = ["--", "-std=c++20", f"-I{CPP / 'include'}", f"-I{CPP / 'src'}"]
+    folders = (CPP / "include", CPP / "src", CPP / "src" / "tensorrt", ROOT / "kernels" / "cuda")
+    compiled_as = ["--", "-std=c++20", *(f"-I{folder}" for folder in folders)]
     for file in files:
         run("clang-tidy", "--quiet", *checks, "--warnings-as-errors=*", file, *compiled_as)
 

@@ -268,7 +268,7 @@ fastsam2_status fastsam2_bundle_open(const char* folder, const fastsam2_bundle_o
       open->backend = std::make_shared<CallbackBackend>(open->manifest.model, own.run, own.user);
     } else {
       open->backend = open_backend(static_cast<BackendName>(own.backend - 1), folder, open->manifest,
-                                   {static_cast<int>(own.threads), static_cast<int>(own.gpu)});
+                                   {static_cast<int>(own.threads), static_cast<int>(own.gpu), own.cuda_graphs != 0});
     }
     bundle->id = bundles().open(std::move(open));
   });

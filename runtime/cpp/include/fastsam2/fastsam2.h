@@ -89,7 +89,7 @@ typedef struct fastsam2_bundle_options {
   uint32_t backend;     /* fastsam2_backend */
   uint32_t threads;     /* of the CPU, inside one operator; 0: every core this process may use */
   uint32_t gpu;         /* index of the GPU, for backends on one */
-  uint32_t reserved_end;
+  uint32_t cuda_graphs; /* 1: TensorRT's engines are replayed as CUDA graphs once their addresses come back */
 } fastsam2_bundle_options;
 
 typedef struct fastsam2_bundle_info {

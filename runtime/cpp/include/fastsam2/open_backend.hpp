@@ -20,8 +20,9 @@ constexpr std::string_view name_of(BackendName value) {
 }
 
 struct BackendOptions {
-  int threads = 0;  // CPU threads inside one operator; 0: every core this process may use
-  int gpu = 0;      // index of the GPU; backends on the CPU read it not
+  int threads = 0;           // CPU threads inside one operator; 0: every core this process may use
+  int gpu = 0;               // index of the GPU; backends on the CPU read it not
+  bool cuda_graphs = false;  // TensorRT's engines are replayed as CUDA graphs once their addresses come back
 };
 
 // Opens a backend; another one is never opened in its place. It may serve several trackers.
