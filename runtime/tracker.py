@@ -419,7 +419,7 @@ class Tracker:
                 masks, logits, scores, ious, *fetched = device.fetch(device.masks(logits, size), logits, *numbers, *judged)
                 report = None if cues is None else cues.report(fetched)
             else:
-                device.fetch()
+                device.fetch()  # every step ends with a wait, after which memory of copies is used again
                 side = self.spec.low_res
                 masks, logits = np.zeros((0, *size), np.bool_), np.zeros((0, side, side), np.float32)
                 scores = ious = np.zeros(0, np.float32)

@@ -346,6 +346,7 @@ class Tracker::Impl {
       result.bytes_held.push_back(one.object == nullptr ? 0 : one.object->memory.bytes_held());
     }
     if (reported.empty()) {
+      device_.fetch({});  // every step ends with a wait, after which memory of copies is used again
       result.masks = Tensor::empty(DType::Bool, {0, size.height, size.width});
       result.low_res_logits = Tensor::empty(DType::Float32, {0, spec_.low_res(), spec_.low_res()});
       result.scores = result.ious = Tensor::empty(DType::Float32, {0});

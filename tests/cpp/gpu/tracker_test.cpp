@@ -161,6 +161,17 @@ TEST(GpuTracker, SteadyStateAllocatesNothingAndWaitsOnce) {
   }
 }
 
+TEST(GpuTracker, FramesWithoutObjectsEndWithAWaitToo) {
+  const OnGpu on_gpu;
+  Tracker tracker(on_gpu.backend, small_spec());
+  for (int t = 0; t < 8; ++t) {
+    on_gpu.gpu->calls.clear();
+    tracker.step(Picture(t).view());
+    ASSERT_EQ(on_gpu.gpu->count("synchronize"), 1);
+    EXPECT_EQ(on_gpu.gpu->count("pinned"), t == 0 ? 1 : 0);
+  }
+}
+
 TEST(GpuTracker, SteadyStateReplaysEveryEngine) {
   const OnGpu on_gpu;
   Tracker tracker(on_gpu.backend, small_spec());
