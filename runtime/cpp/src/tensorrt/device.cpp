@@ -90,7 +90,7 @@ CudaDevice::CudaDevice(std::shared_ptr<Gpu> gpu, Engines& engines)
 
 template <typename T>
 Tensor CudaDevice::upload(std::span<const T> values, Shape shape, DType type, std::string_view purpose) {
-  const Tensor target = pool_->empty(type, shape, {purpose});
+  Tensor target = pool_->empty(type, shape, {purpose});
   if (!values.empty()) {
     const std::lock_guard lock(mutex_);
     void* staged = staging_.take(values.size_bytes());
@@ -145,7 +145,7 @@ Tensor CudaDevice::full(Shape shape, double value, DType type) {
   ConstantKey key{kFull, static_cast<std::int64_t>(type), word, static_cast<std::int64_t>(shape.rank())};
   std::ranges::copy(shape, key.begin() + 4);
   return constant(key, [&] {
-    const Tensor target = pool_->empty(type, shape, {"full"});
+    Tensor target = pool_->empty(type, shape, {"full"});
     if (type == DType::Bool) {
       ops_.fill_bytes(target.data(), shape.elements(), word);
     } else {

@@ -9,7 +9,7 @@ namespace {
 
 constexpr std::size_t kAlignment = 512;
 constexpr std::size_t kStagingAlignment = 64;
-constexpr std::size_t kStagingBytes = 4 * 1024 * 1024;  // of one piece, at least
+constexpr std::size_t kStagingBytes = std::size_t{4} << 20U;  // of one piece, at least
 
 std::uintptr_t number_of(const void* address) {
   return reinterpret_cast<std::uintptr_t>(address);
@@ -34,7 +34,7 @@ std::size_t rounded(std::size_t bytes) {
 Pool::~Pool() {
   wait_without_complaint(*gpu_);
   for (const auto& [address, block] : blocks_) {
-    gpu_->release(reinterpret_cast<void*>(address));
+    gpu_->release(reinterpret_cast<void*>(address));  // NOLINT(performance-no-int-to-ptr)
   }
 }
 

@@ -1,6 +1,6 @@
 #include "profiles.hpp"
 
-#include <cstdio>
+#include <charconv>
 #include <sstream>
 
 namespace fastsam2::gpu {
@@ -67,6 +67,12 @@ std::vector<std::string> axes_of(const TensorSpec& tensor) {
   return axes;
 }
 
+std::string short_text(double value) {
+  std::array<char, 32> text{};
+  const auto [end, error] = std::to_chars(text.begin(), text.end(), value, std::chars_format::general, 6);
+  return {text.begin(), end};
+}
+
 std::vector<Profile> profiles(const ModelSpec& spec, GraphRole role, const Limits& limits) {
   const GraphSpec& graph = graph_spec(role, ExportTarget::Tensorrt);
   const Profile dense = profile(spec, graph, "dense", axis_sizes(spec, limits, spec.tokens()));
@@ -76,9 +82,8 @@ std::vector<Profile> profiles(const ModelSpec& spec, GraphRole role, const Limit
   std::vector<Profile> found{dense};
   if (dense.sizes.contains("M")) {
     for (const double keep : limits.keep_buckets) {
-      std::array<char, 32> name{};
-      std::snprintf(name.data(), name.size(), "keep %g", keep);
-      found.push_back(profile(spec, graph, name.data(), axis_sizes(spec, limits, bucket_rows(keep, spec.tokens()))));
+      found.push_back(
+          profile(spec, graph, "keep " + short_text(keep), axis_sizes(spec, limits, bucket_rows(keep, spec.tokens()))));
     }
   }
   return found;

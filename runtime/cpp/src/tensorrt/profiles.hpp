@@ -31,6 +31,9 @@ struct Profile {
 // Symbols of a tensor's axes.
 std::vector<std::string> axes_of(const TensorSpec& tensor);
 
+// A number as Python's format "g" and as options on a command line have it: "0.05", "1".
+std::string short_text(double value);
+
 // Profiles of one graph as shaped for the target tensorrt, the dense one first; none where all shapes are static.
 std::vector<Profile> profiles(const ModelSpec& spec, GraphRole role, const Limits& limits);
 

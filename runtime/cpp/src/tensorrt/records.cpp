@@ -1,7 +1,6 @@
 #include "records.hpp"
 
 #include <algorithm>
-#include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -29,7 +28,7 @@ const Json& record(const Json& json, const std::string& where, std::set<std::str
   }
   for (const auto& [key, value] : json.items()) {
     if (fields.erase(key) == 0 && !optional.contains(key)) {
-      refuse("no field " + key + " in " + where, "one");
+      refuse(std::string("no field ").append(key).append(" in ").append(where), "one");
     }
   }
   if (!fields.empty()) {
@@ -100,7 +99,7 @@ EngineEntry engine_entry(const Json& json) {
       json, "engines",
       {"graph", "precision", "file", "listing", "source_sha256", "recipe_sha256", "profiles", "options",
        "fused_attention", "expected_attention", "attention", "activation_bytes", "build_seconds", "drift", "created"});
-  const auto role = std::ranges::find(kGraphRoleNames, text(json, "graph"));
+  const auto* const role = std::ranges::find(kGraphRoleNames, text(json, "graph"));
   if (role == kGraphRoleNames.end()) {
     refuse("a known graph", text(json, "graph"));
   }
@@ -228,9 +227,7 @@ std::string build_command(const fs::path& bundle, std::string_view flavor, std::
       command += " --max-prompt-frames " + std::to_string(limits->max_prompt_frames);
     }
     for (const double keep : limits->keep_buckets) {
-      std::array<char, 32> number{};
-      std::snprintf(number.data(), number.size(), "%g", keep);
-      command += std::string(" --keep-buckets ") + number.data();
+      command += " --keep-buckets " + short_text(keep);
     }
   }
   return command;

@@ -106,14 +106,14 @@ void TensorRtEngines::enqueue(GraphRole role, std::span<const NamedTensor> input
   const auto found = loaded_.find(role);
   Loaded& loaded = found == loaded_.end() ? load(role) : found->second;
   set_shapes(loaded, inputs, outputs);
-  const std::string graph(name_of(role));
+  const std::string_view graph = name_of(role);
   for (const std::span<const NamedTensor> side : {inputs, outputs}) {
     for (const auto& [name, tensor] : side) {
       const std::string own(name);
-      check(loaded.context->set_address(own, tensor.data()), graph + " to take the address of " + own);
+      check(loaded.context->set_address(own, tensor.data()), {graph, " to take the address of ", own});
     }
   }
-  check(loaded.context->enqueue(gpu_->stream()), graph + " to run on " + gpu_->name());
+  check(loaded.context->enqueue(gpu_->stream()), {graph, " to run on ", gpu_->name()});
 }
 
 TensorRtEngines::Loaded& TensorRtEngines::load(GraphRole role) {
@@ -144,7 +144,7 @@ TensorRtEngines::Loaded& TensorRtEngines::load(GraphRole role) {
   }
   reserve(need);
   loaded.context = loaded.engine->context();
-  check(loaded.context != nullptr, "an execution context of " + std::string(name_of(role)) + " on " + gpu_->name());
+  check(loaded.context != nullptr, {"an execution context of ", name_of(role), " on ", gpu_->name()});
   if (activations_ != nullptr) {
     loaded.context->set_memory(activations_, activation_bytes_);
   }
@@ -177,7 +177,7 @@ void TensorRtEngines::check_tensors(const InferEngine& engine, const EngineEntry
     for (const auto& [name, is] : of) {
       const auto other = from.find(name);
       if (other == from.end() || other->second != is) {
-        text += (text.empty() ? "" : ", ") + name + ": " + is;
+        text.append(text.empty() ? "" : ", ").append(name).append(": ").append(is);
       }
     }
     return text.empty() ? std::string("none of these") : text;
@@ -218,24 +218,24 @@ void TensorRtEngines::set_shapes(Loaded& loaded, std::span<const NamedTensor> in
   if (shapes == loaded.shapes) {
     return;
   }
-  const std::string graph(name_of(loaded.entry->graph));
+  const std::string_view graph = name_of(loaded.entry->graph);
   InferContext& context = *loaded.context;
   const int profile = choose(*loaded.entry, inputs);
   loaded.shapes.clear();  // until all of this went well
   if (profile != loaded.profile) {
-    check(context.set_profile(profile, gpu_->stream()), graph + " to switch to profile " + std::to_string(profile));
+    check(context.set_profile(profile, gpu_->stream()), {graph, " to switch to profile ", std::to_string(profile)});
     loaded.profile = profile;
   }
   for (const auto& [name, tensor] : inputs) {
     check(context.set_shape(std::string(name), dims_of(tensor.shape())),
-          graph + " to take " + std::string(name) + " " + tensor.shape().text());
+          {graph, " to take ", name, " ", tensor.shape().text()});
   }
   const std::optional<std::vector<std::string>> missing = context.infer_shapes();
-  check(missing.has_value(), graph + " to take shapes that fit each other");
-  check(missing->empty(), graph + " to know the shapes of all inputs");
+  check(missing.has_value(), {graph, " to take shapes that fit each other"});
+  check(missing->empty(), {graph, " to know the shapes of all inputs"});
   for (const auto& [name, tensor] : outputs) {
     if (const Dims made = context.shape(std::string(name)); made != dims_of(tensor.shape())) {
-      const std::string what = "room for " + std::string(name) + " " + text_of(made) + " of " + graph;
+      const std::string what = "room for " + std::string(name) + " " + text_of(made) + " of " + std::string(graph);
       throw InternalError(expected(what, tensor.shape().text(), "Report this"));
     }
   }
@@ -266,9 +266,13 @@ int TensorRtEngines::choose(const EngineEntry& entry, std::span<const NamedTenso
                               wrong.size > high ? raises(wrong.axis) : "Pad it to the smallest size"));
 }
 
-void TensorRtEngines::check(bool worked, const std::string& what) {
+void TensorRtEngines::check(bool worked, std::initializer_list<std::string_view> what) {
   if (!worked) {
-    throw BackendError(expected(what + " with " + std::string(name()), library_->said(), kLost));
+    std::string text;
+    for (const std::string_view part : what) {
+      text += part;
+    }
+    throw BackendError(expected(text.append(" with ").append(name()), library_->said(), kLost));
   }
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <filesystem>
+#include <initializer_list>
 #include <map>
 
 #include "engines.hpp"
@@ -42,7 +43,7 @@ class TensorRtEngines final : public Engines {
   void reserve(std::size_t bytes);
   void set_shapes(Loaded& loaded, std::span<const NamedTensor> inputs, std::span<const NamedTensor> outputs);
   [[nodiscard]] int choose(const EngineEntry& entry, std::span<const NamedTensor> inputs) const;
-  void check(bool worked, const std::string& what);
+  void check(bool worked, std::initializer_list<std::string_view> what);
   [[nodiscard]] std::string command(const EngineEntry& entry, std::string_view target) const;
 
   std::filesystem::path bundle_;
