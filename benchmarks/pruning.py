@@ -28,13 +28,13 @@ import numpy as np
 
 from fastsam2.benchmarks.conditions import conditions
 from fastsam2.benchmarks.datasets import Clip
-from fastsam2.benchmarks.pruning_table import ALL_TEXTS, DENSE, POLICIES, Case, cases, goals, plot, table
+from fastsam2.benchmarks.pruning_table import ALL_TEXTS, DENSE, POLICIES, QUERY_POLICIES, Case, cases, goals, plot, table
 from fastsam2.benchmarks.row_rules import FeatureCache, Foresight, RuleBackend, mask_and_uncertainty, relevance
 from fastsam2.benchmarks.score import score_masks
 from fastsam2.builtin import bundle_path
 from fastsam2.bundle import read_manifest
 from fastsam2.config import Prune
-from fastsam2.enums import GraphRole, Protect, PrunePolicy
+from fastsam2.enums import ExportTarget, GraphRole, Protect, PrunePolicy, QueryPolicy
 from fastsam2.errors import BundleError, FastSam2Error, expected
 from fastsam2.files import read_json_lines, write_json_lines
 from fastsam2.runtime.backends.protocol import Backend, Float
@@ -131,6 +131,8 @@ def _score(
 def _prune(case: Case, seed: int) -> Prune:
     if case == DENSE:
         return Prune()
+    if case.policy in QUERY_POLICIES:
+        return Prune(queries=QueryPolicy(case.policy), query_keep=case.keep)
     own = case.policy if case.policy in {p.value for p in PrunePolicy} else PrunePolicy.ROUTER.value
     protect = (Protect.PROMPT, Protect.NEWEST) if case.protected else ()
     keep = None if own == PrunePolicy.POOL2X2.value else case.keep
@@ -218,6 +220,8 @@ def _check(bundle: Path, wanted: Sequence[Case]) -> None:
         raise BundleError(
             expected("a bundle with a router for the policies router and text", bundle, "Train one with `fastsam2 train-router`")
         )
+    if any(c.policy in QUERY_POLICIES for c in wanted):
+        manifest.graph(GraphRole.QUERY_ATTENTION, ExportTarget.ONNXRUNTIME)
     if any(c.text != "none" for c in wanted) and (manifest.text is None or manifest.text.projection is None):
         todo = "Use `fastsam2 add-text` and `fastsam2 fit-text`, then train the router again; or leave the policy text and --texts out"
         raise BundleError(expected("a bundle with text encoder and projection", bundle, todo))
@@ -259,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--plot", type=Path, help="PNG to write (needs matplotlib)")
     parser.add_argument("--recompute", type=Path, metavar="RESULTS", help="work table and goals out again from the scores of a result")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
+    parser.add_argument("--policies", nargs="+", choices=(*POLICIES, *QUERY_POLICIES), default=list(POLICIES))
     parser.add_argument(
         "--texts", nargs="+", choices=ALL_TEXTS, default=list(ALL_TEXTS), help="descriptions to measure router and text with"
     )

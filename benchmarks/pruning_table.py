@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from fastsam2.config import LEAST_MERGED
 from fastsam2.errors import BackendError, expected
 
 POLICIES = ("dense", "random", "uniform", "pool2x2", "mask", "mask_uncertainty", "text", "router", "oracle")
+QUERY_POLICIES = ("drop", "merge")
+"""Which tokens of the current frame query a dense memory; need a bundle with query_attention, so they are only measured where asked for."""
 TEXTS: Mapping[str, tuple[str, ...]] = {"text": ("right", "wrong", "reversed"), "router": ("none", "right", "wrong", "reversed")}
 """Descriptions that a policy is measured with; all others have "none"."""
 ALL_TEXTS = ("none", "right", "wrong", "reversed")
@@ -27,10 +30,10 @@ class Case:
     """One way to prune.
 
     Attributes:
-        policy: one of `POLICIES`.
+        policy: one of `POLICIES` or `QUERY_POLICIES`.
         text: right, none, wrong (of a clip with other things) or reversed (the right one's embedding, negated).
-        keep: share of a frame's rows.
-        protected: prompt frames and the newest frame stay dense.
+        keep: share of a frame's rows, or of its queries.
+        protected: prompt frames and the newest frame stay dense; True where only queries are pruned.
     """
 
     policy: str
@@ -48,8 +51,9 @@ def cases(policies: Iterable[str], keeps: Sequence[float], protections: Sequence
     out = [DENSE]
     for policy in policies:
         own = [t for t in TEXTS.get(policy, ("none",)) if t in allowed]
-        for protected in protections:
-            for keep in (0.25,) if policy == "pool2x2" else () if policy == "dense" else keeps:
+        least = LEAST_MERGED if policy == "merge" else 0.0
+        for protected in (True,) if policy in QUERY_POLICIES else protections:
+            for keep in (0.25,) if policy == "pool2x2" else () if policy == "dense" else [k for k in keeps if k >= least]:
                 out += [Case(policy, text, keep, protected) for text in own]
     return out
 
@@ -168,7 +172,8 @@ def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, len(sets), squeeze=False, sharey="col")
     keeps = sorted({r["keep"] for r in rows})
-    colours = {p: f"C{i}" for i, p in enumerate(POLICIES)}
+    policies = (*POLICIES, *QUERY_POLICIES)
+    colours = {p: f"C{i}" for i, p in enumerate(policies)}
     styles = dict(zip(ALL_TEXTS, ("-", "--", ":", "-."), strict=True))
     for column, name in enumerate(sets):
         for line, protected in enumerate((True, False)):
@@ -176,7 +181,7 @@ def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
             here = [r for r in rows if r["set"] == name]
             axis.axhline(0, color=colours["dense"], label="dense")
             axis.axhspan(-0.5, 0, color=colours["dense"], alpha=0.1)
-            for policy in POLICIES[1:]:
+            for policy in policies[1:]:
                 for text, style in styles.items():
                     points = [r for r in here if r["policy"] == policy and r["text"] == text and r["protected"] is protected]
                     points.sort(key=lambda r: r["keep"])

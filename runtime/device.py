@@ -81,6 +81,10 @@ class Device(Protocol):
         """Most objects that one run of a graph takes; None for any number."""
         ...
 
+    def max_prompt_frames(self) -> int | None:
+        """Most prompt frames of one object that graphs have room for, besides its latest frames; None for any number."""
+        ...
+
     def put(self, array: npt.NDArray[Any]) -> Tensor:
         """A host array on the device; the same array where that is the host."""
         ...

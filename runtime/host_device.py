@@ -42,6 +42,9 @@ class HostDevice:
     def max_objects(self, role: GraphRole) -> None:
         """Any number."""
 
+    def max_prompt_frames(self) -> None:
+        """Any number."""
+
     def put(self, array: Array) -> Array:
         """The same array."""
         return array

@@ -85,6 +85,7 @@ class LoadedBundle:
 
         Raises:
             PromptError: if an option is out of range.
+            BackendError: if corrections may become more prompt frames than the engines have room for.
             BundleError: if rows are to be chosen by the router, or queries to be pruned, and the bundle lacks the graph for it.
         """
         routes = prune is not None and prune.policy is PrunePolicy.ROUTER

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from fastsam2.config import ModelSpec
 from fastsam2.contracts import LABEL_PADDING, MASK_LOGIT_CLAMP
 from fastsam2.enums import GraphRole
-from fastsam2.errors import PromptError, expected
+from fastsam2.errors import BackendError, PromptError, expected
 from fastsam2.runtime.backends.protocol import Backend, Float
 from fastsam2.runtime.device import Tensor
 from fastsam2.runtime.host_device import device_of
@@ -102,6 +102,17 @@ class Stages:
         self.budget = memory_budget_mb * 2**20
         self.device = device_of(backend)
         self._read = self.device.memory_reader(spec)
+
+    def check_prompt_frames(self, count: int) -> None:
+        """Finds out before the first frame whether graphs have room for `count` prompt frames of an object.
+
+        Raises:
+            BackendError: if they do not.
+        """
+        room = self.device.max_prompt_frames()
+        if room is not None and count > room:
+            todo = f"Build them again with --max-prompt-frames {count}, or give max_prompt_frames={room}: older ones become ordinary frames"
+            raise BackendError(expected(f"engines with room for {count} prompt frames of an object", f"room for {room}", todo))
 
     def chunks(self, role: GraphRole, count: int, rows: int = 0, queries: int = 0) -> list[slice]:
         """Split `count` objects into batches within the budget, and within what the graph takes at once."""

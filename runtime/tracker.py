@@ -92,6 +92,7 @@ class Tracker:
 
     Raises:
         PromptError: if an option is out of range.
+        BackendError: if corrections may become more prompt frames than the engines have room for.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class Tracker:
         self.fill_hole_area = fill_hole_area
         self._timer = StageTimer()
         self._stages = Stages(backend, spec, self._timer, memory_budget_mb=memory_budget_mb)
+        self._stages.check_prompt_frames(max_prompt_frames if corrections_as_prompts else 1)
         self._judge = RowJudge(self.pruner, self._stages, spec)
         self._texts = texts
         self._objects: dict[int, _Object] = {}

@@ -137,6 +137,16 @@ def test_graphs_of_the_tensorrt_form_in_chunks(host: LoadedBundle, library: Path
     assert set(backend.engines.objects) == {1, 2}
 
 
+def test_prompt_frames_that_the_engines_have_no_room_for_are_refused_before_the_first_frame(
+    host: LoadedBundle, backend: GpuBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LateEngines, "max_prompt_frames", lambda self: 2)
+    with pytest.raises(BackendError, match=r"room for 3 prompt frames of an object, got room for 2\. Build .*--max-prompt-frames 3, or give"):
+        Tracker(backend, host.spec, corrections_as_prompts=True, max_prompt_frames=3)
+    Tracker(backend, host.spec, corrections_as_prompts=True, max_prompt_frames=2)
+    Tracker(backend, host.spec, max_prompt_frames=3)  # an object has one prompt frame where corrections are none
+
+
 def test_a_finished_clip(host: LoadedBundle, backend: GpuBackend) -> None:
     """The drop-in keeps its memory on the host, whatever runs the graphs."""
     from fastsam2.runtime.clip_tracker import Clip, ClipTracker

@@ -99,7 +99,8 @@ def test_graphs_compute_the_same_on_addresses(nano: tuple[Path, Manifest], engin
 def test_what_the_engines_are(engines: Engines) -> None:
     assert (engines.name, engines.target) == ("onnxruntime-cpu", ExportTarget.ONNXRUNTIME)
     assert engines.has(GraphRole.MASK_DECODER) and not engines.has(GraphRole.QUERY_ATTENTION)
-    assert engines.max_objects(GraphRole.MASK_DECODER) is None and engines.activation_bytes() == 0
+    assert engines.max_objects(GraphRole.MASK_DECODER) is None and engines.max_prompt_frames() is None
+    assert engines.activation_bytes() == 0
 
 
 def test_a_tensor_that_is_missing_or_of_another_type_is_refused(nano: tuple[Path, Manifest], engines: Engines) -> None:

@@ -56,6 +56,7 @@ def test_a_run_is_bound_and_enqueued_on_the_stream(world_of: Callable[..., World
 def test_what_there_is(world_of: Callable[..., World]) -> None:
     engines = world_of().open()
     assert [engines.max_objects(r) for r in (ATTENTION, DECODER, GraphRole.MASK_PROMPT)] == [3, 3, 3]
+    assert engines.max_prompt_frames() == 1
     assert engines.max_objects(ENCODER) is None and engines.max_objects(GraphRole.TEXT_ENCODER) is None
     assert engines.has(ATTENTION) and not engines.has(GraphRole.ROUTER)
     inputs, outputs = tensors(GraphRole.ROUTER)

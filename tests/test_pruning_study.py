@@ -67,6 +67,8 @@ def test_cases_are_those_that_mean_something() -> None:
     assert found[0] == DENSE and len(set(found)) == len(found) == 1 + 2 + 4 + 16 + 12
     assert {c.text for c in found if c.policy == "mask"} == {"none"}
     assert not [c for c in cases(("text", "router"), (0.05,), (True,), ("none",)) if c.text != "none"]
+    queries = cases(("drop", "merge"), (0.1, 0.5), (True, False), ALL_TEXTS)
+    assert queries[1:] == [Case("drop", keep=0.1), Case("drop", keep=0.5), Case("merge", keep=0.5)]
 
 
 class Recorded:
@@ -159,6 +161,8 @@ def test_a_study_goes_on_where_it_stopped_and_recomputes_to_the_same(tmp_path: P
 def test_what_a_bundle_cannot_do_is_said_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="train-router"):
         pruning._check(bare_nano(), [Case("router")])
+    with pytest.raises(BundleError, match="query_attention"):
+        pruning._check(bare_nano(), [Case("drop", keep=0.5)])
     pruning._check(bare_nano(), [Case("oracle")])
 
 

@@ -56,6 +56,10 @@ class GpuDevice:
         """See `Device.max_objects`."""
         return self.engines.max_objects(role)
 
+    def max_prompt_frames(self) -> int | None:
+        """See `Device.max_prompt_frames`."""
+        return self.engines.max_prompt_frames()
+
     def put(self, array: Tensor) -> DeviceArray:
         """See `Device.put`; a device array stays as it is."""
         if isinstance(array, DeviceArray):

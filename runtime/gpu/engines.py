@@ -46,6 +46,10 @@ class Engines(Protocol):
         """Most objects in one run; None for any number, and for graphs without objects."""
         ...
 
+    def max_prompt_frames(self) -> int | None:
+        """Most prompt frames of one object that there is room for, besides its latest frames; None for any number."""
+        ...
+
     def has(self, role: GraphRole) -> bool:
         """Whether there is a graph of that role."""
         ...

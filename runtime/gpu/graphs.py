@@ -76,6 +76,10 @@ class GraphEngines:
         """See `Engines.max_objects`."""
         return self.inner.max_objects(role)
 
+    def max_prompt_frames(self) -> int | None:
+        """See `Engines.max_prompt_frames`."""
+        return self.inner.max_prompt_frames()
+
     def has(self, role: GraphRole) -> bool:
         """See `Engines.has`."""
         return self.inner.has(role)

@@ -73,6 +73,10 @@ class OrtEngines:
         """None: graphs take any number."""
         return None
 
+    def max_prompt_frames(self) -> int | None:
+        """None: graphs take any number."""
+        return None
+
     def has(self, role: GraphRole) -> bool:
         """See `Engines.has`."""
         return any(g.role is role and g.target is self.target for g in self._manifest.graphs)

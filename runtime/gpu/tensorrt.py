@@ -103,6 +103,10 @@ class TensorRTEngines:
         batched = any("B" in tensor.axes for tensor in graph_spec(role, self.target).inputs)
         return self._set.limits.max_objects if batched else None
 
+    def max_prompt_frames(self) -> int:
+        """See `Engines.max_prompt_frames`."""
+        return self._set.limits.max_prompt_frames
+
     def has(self, role: GraphRole) -> bool:
         """See `Engines.has`."""
         return self._set.engine(role) is not None

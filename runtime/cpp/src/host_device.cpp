@@ -87,6 +87,10 @@ std::optional<std::int64_t> HostDevice::max_objects(GraphRole) {
   return std::nullopt;
 }
 
+std::optional<std::int64_t> HostDevice::max_prompt_frames() {
+  return std::nullopt;
+}
+
 Tensor HostDevice::put(const Tensor& host) {
   return host;
 }

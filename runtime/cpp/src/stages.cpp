@@ -50,6 +50,17 @@ Stages::Stages(std::shared_ptr<Backend> backend, const ModelSpec& spec, std::int
   reader_ = backend_->device().memory_reader(spec);
 }
 
+void Stages::check_prompt_frames(std::int64_t count) const {
+  const std::optional<std::int64_t> room = device().max_prompt_frames();
+  if (room && count > *room) {
+    throw BackendError(expected("engines with room for " + std::to_string(count) + " prompt frames of an object",
+                                "room for " + std::to_string(*room),
+                                "Build them again with --max-prompt-frames " + std::to_string(count) +
+                                    ", or give max_prompt_frames=" + std::to_string(*room) +
+                                    ": older ones become ordinary frames"));
+  }
+}
+
 std::vector<Stages::Range> Stages::chunks(GraphRole role, std::int64_t count, std::int64_t rows) const {
   std::int64_t size = std::max<std::int64_t>(1, budget_bytes_ / activation_bytes(role, spec_, rows));
   size = std::min(size, device().max_objects(role).value_or(size));

@@ -48,6 +48,10 @@ class Stages {
 
   [[nodiscard]] Device& device() const { return backend_->device(); }
 
+  // Finds out before the first frame whether graphs have room for so many prompt frames of an object; throws
+  // BackendError if they do not.
+  void check_prompt_frames(std::int64_t count) const;
+
   Features encode_image(const Tensor& pixels);
 
   // Masks of objects on a frame without prompts, in batches of objects with equally long histories. `answer` is told

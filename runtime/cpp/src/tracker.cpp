@@ -74,7 +74,9 @@ class Tracker::Impl {
         options_(checked(options)),
         device_(checked(backend).device()),
         pruner_(options.prune, spec, device_),
-        stages_(std::move(backend), spec, options.memory_budget_mb) {}
+        stages_(std::move(backend), spec, options.memory_budget_mb) {
+    stages_.check_prompt_frames(options.corrections_as_prompts ? options.max_prompt_frames : 1);
+  }
 
   Result step(const ImageView& frame) {
     frame.check();

@@ -252,6 +252,7 @@ TEST_F(EnginesTest, RunsWithShapesSetOnlyWhereTheyChange) {
   EXPECT_EQ(engines->name(), "tensorrt");
   EXPECT_EQ(engines->max_objects(GraphRole::MaskDecoder), 3);
   EXPECT_EQ(engines->max_objects(GraphRole::ImageEncoder), std::nullopt);
+  EXPECT_EQ(engines->max_prompt_frames(), 1);
   EXPECT_TRUE(engines->has(GraphRole::MaskPrompt));
   EXPECT_FALSE(engines->has(GraphRole::Router));
   attend(*engines, 1, 112);

@@ -67,11 +67,13 @@ class LateEngines final : public gpu::Engines {
   [[nodiscard]] std::string_view name() const override { return "late"; }
   [[nodiscard]] ExportTarget target() const override { return target_; }
   [[nodiscard]] std::optional<std::int64_t> max_objects(GraphRole) const override { return most_; }
+  [[nodiscard]] std::optional<std::int64_t> max_prompt_frames() const override { return prompt_frames; }
   [[nodiscard]] bool has(GraphRole role) const override { return role != lacks; }
   void enqueue(GraphRole role, std::span<const NamedTensor> inputs, std::span<const NamedTensor> outputs) override;
   [[nodiscard]] std::size_t activation_bytes() const override { return activations; }
 
   std::optional<GraphRole> lacks;
+  std::optional<std::int64_t> prompt_frames;
   std::size_t activations = 0;
   std::string refuses;  // what a run in a recording says
 

@@ -128,6 +128,18 @@ TEST(GpuTracker, OptionsOfTheTracker) {
   expect_same(scenario(ours, 12), scenario(theirs, 12));
 }
 
+TEST(GpuTracker, PromptFramesWithoutRoomAreRefusedBeforeTheFirstFrame) {
+  const OnGpu on_gpu;
+  on_gpu.engines->prompt_frames = 2;
+  TrackerOptions options;
+  options.max_prompt_frames = 3;
+  EXPECT_NO_THROW(Tracker(on_gpu.backend, small_spec(), options));
+  options.corrections_as_prompts = true;
+  EXPECT_THROW(Tracker(on_gpu.backend, small_spec(), options), BackendError);
+  options.max_prompt_frames = 2;
+  EXPECT_NO_THROW(Tracker(on_gpu.backend, small_spec(), options));
+}
+
 TEST(GpuTracker, GraphsOfTheTensorRtFormInChunks) {
   const OnGpu on_gpu(ExportTarget::Tensorrt, 2);
   Tracker tracker(on_gpu.backend, small_spec());

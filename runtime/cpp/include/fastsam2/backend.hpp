@@ -65,6 +65,8 @@ class Device {
 
   // Most objects that one run of a graph takes; none for any number.
   virtual std::optional<std::int64_t> max_objects(GraphRole role) = 0;
+  // Most prompt frames of one object that graphs have room for, besides its latest frames; none for any number.
+  virtual std::optional<std::int64_t> max_prompt_frames() = 0;
   // A host tensor on the device; the same one where that is the host.
   virtual Tensor put(const Tensor& host) = 0;
   // Host tensors; an empty tensor stays empty. Waits once for all.

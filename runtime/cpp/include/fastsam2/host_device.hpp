@@ -9,6 +9,7 @@ namespace fastsam2 {
 class HostDevice final : public Device {
  public:
   std::optional<std::int64_t> max_objects(GraphRole role) override;
+  std::optional<std::int64_t> max_prompt_frames() override;
   Tensor put(const Tensor& host) override;
   std::vector<Tensor> fetch(std::span<const Tensor> tensors) override;
   Tensor full(Shape shape, double value, DType type) override;

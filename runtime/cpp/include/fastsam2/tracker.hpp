@@ -36,7 +36,7 @@ struct TrackerOptions {
 class Tracker {
  public:
   // `backend` may serve several trackers and lives as long as any of them. Throws PromptError if an option is out of
-  // range.
+  // range, BackendError if corrections may become more prompt frames than engines have room for.
   Tracker(std::shared_ptr<Backend> backend, const ModelSpec& spec, const TrackerOptions& options = {});
   Tracker(Tracker&&) noexcept;
   Tracker& operator=(Tracker&&) noexcept;

@@ -24,6 +24,7 @@ class CudaDevice final : public Device {
   CudaDevice(std::shared_ptr<Gpu> gpu, Engines& engines);
 
   std::optional<std::int64_t> max_objects(GraphRole role) override { return engines_.max_objects(role); }
+  std::optional<std::int64_t> max_prompt_frames() override { return engines_.max_prompt_frames(); }
   // A copy of a host tensor; a tensor of the pool as it is.
   Tensor put(const Tensor& host) override;
   std::vector<Tensor> fetch(std::span<const Tensor> tensors) override;

@@ -23,6 +23,8 @@ class Engines {
   [[nodiscard]] virtual ExportTarget target() const = 0;
   // Most objects in one run; none for any number, and for graphs without objects.
   [[nodiscard]] virtual std::optional<std::int64_t> max_objects(GraphRole role) const = 0;
+  // Most prompt frames of one object that there is room for, besides its latest frames; none for any number.
+  [[nodiscard]] virtual std::optional<std::int64_t> max_prompt_frames() const = 0;
   [[nodiscard]] virtual bool has(GraphRole role) const = 0;
   // Enqueues one run and returns; the first run of a graph loads it. Tensors are those of `graph_spec(role, target)` in
   // its order, with its types, on the device; they stay until the stream has run it.

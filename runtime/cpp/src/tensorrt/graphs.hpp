@@ -36,6 +36,7 @@ class GraphEngines final : public Engines {
   [[nodiscard]] std::optional<std::int64_t> max_objects(GraphRole role) const override {
     return inner_->max_objects(role);
   }
+  [[nodiscard]] std::optional<std::int64_t> max_prompt_frames() const override { return inner_->max_prompt_frames(); }
   [[nodiscard]] bool has(GraphRole role) const override { return inner_->has(role); }
   void enqueue(GraphRole role, std::span<const NamedTensor> inputs, std::span<const NamedTensor> outputs) override;
   [[nodiscard]] std::size_t activation_bytes() const override { return inner_->activation_bytes(); }

@@ -25,6 +25,7 @@ class TensorRtEngines final : public Engines {
   [[nodiscard]] std::string_view name() const override { return set_.flavor; }
   [[nodiscard]] ExportTarget target() const override { return ExportTarget::Tensorrt; }
   [[nodiscard]] std::optional<std::int64_t> max_objects(GraphRole role) const override;
+  [[nodiscard]] std::optional<std::int64_t> max_prompt_frames() const override { return set_.limits.max_prompt_frames; }
   [[nodiscard]] bool has(GraphRole role) const override { return set_.engine(role) != nullptr; }
   void enqueue(GraphRole role, std::span<const NamedTensor> inputs, std::span<const NamedTensor> outputs) override;
   [[nodiscard]] std::size_t activation_bytes() const override { return activation_bytes_; }
