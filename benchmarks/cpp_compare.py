@@ -36,7 +36,7 @@ from fastsam2.runtime.loaded import LoadedBundle, load
 from fastsam2.runtime.timing import StageTimer
 
 ROOT = Path(__file__).resolve().parent.parent
-WARM_FRAMES = 20  # the bank is full after 7, the pointers after 16
+WARM_FRAMES = 60  # the bank is full after 7, the pointers after 16; engines are captured some twenty frames later
 CODES = {BackendName.ONNXRUNTIME: 0, BackendName.TENSORRT: 2, BackendName.TENSORRT_RTX: 3}  # fastsam2_backend; 0 is the callback
 ABI_VERSION = 1
 DTYPES = (np.float32, np.int32, np.uint16, np.uint8, np.bool_)  # fastsam2_dtype

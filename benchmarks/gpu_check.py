@@ -13,14 +13,16 @@
 | masks:BUNDLE:BACKEND | do masks of the sample clip agree with the CPU's |
 | time:BUNDLE:BACKEND | milliseconds of a step and of each graph |
 
-Each step runs in a process of its own and is saved when it ends, however it ends: "ok" and "result", or "error", or "skipped"; with what
-the process wrote last. Called again, the command goes on with the steps that have no answer yet; `--again` also repeats those that failed.
+Each step runs in a process of its own, which ends with this one, and is saved when it ends, however it ends: "ok" and "result", or "error",
+or "skipped"; with what the process wrote last. Called again, the command goes on with the steps that were not begun; `--again` also repeats
+those that failed or were cut off. Where the command itself has a time limit, `--timeout` has to be well below it.
 Copies with engines and the CPU's answers are kept in a folder beside OUT.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
 import os
@@ -57,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(arguments)
     if args.report is not None:
+        end_with_parent()
         return answer(lambda: run_step(args.step, args), args.report)
     labels = [Path(bundle).name for bundle in args.bundles]
     if len(set(labels)) < len(labels):
@@ -107,6 +110,9 @@ def check(wanted: Sequence[str], command: Callable[[str, Path], Sequence[str]], 
     for step in wanted:
         if step in entries and (entries[step]["ok"] or not again):
             continue
+        entries[step] = {"step": step, "ok": False, "error": "cut off: it was begun and there is no answer", "seconds": 0.0}
+        record["steps"] = list(entries.values())
+        write_json(out, record)
         entries[step] = {**ask(step, command, timeout), "commit": record["conditions"]["commit"]}
         record["steps"] = list(entries.values())
         write_json(out, record)
@@ -246,11 +252,19 @@ def sanitized(tool: str, command: Callable[[Path], Sequence[str]]) -> dict[str, 
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "answer.json"
         words = [program, "--tool", tool, "--error-exitcode", "99", *command(report)]
-        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False)
+        done = subprocess.run(
+            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False, preexec_fn=end_with_parent
+        )
         print(done.stdout[-_TAIL_CHARACTERS:], file=sys.stderr)
         inner = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else None
     summary = [line for line in done.stdout.splitlines() if line.startswith("=========")][-20:]
     return {"ok": done.returncode == 0 and inner is not None, "exit_status": done.returncode, "summary": summary, "answer": inner}
+
+
+def end_with_parent() -> None:
+    """On Linux, end this process when the one that started it ends: a step whose caller was killed would keep the GPU."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def read_record(out: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsam2.benchmarks.score import jaccard
+from fastsam2.benchmarks.settle import QUIET_S, settle
 from fastsam2.builtin import bundle_path, sample_path
 from fastsam2.bundle import MANIFEST_NAME, sha256_of
 from fastsam2.config import Prune
@@ -164,6 +165,7 @@ def time_tracker(
     frames: int,
     objects: int,
     warm: int = WARM_FRAMES,
+    quiet_s: float = QUIET_S,
     open_bundle: OpenBundle = open_bundle,
 ) -> dict[str, Any]:
     """Milliseconds of a step in the steady state, with one and with `objects` objects, for each of PRUNES.
@@ -174,11 +176,12 @@ def time_tracker(
         frames: that are timed, of the sample clip, over and over.
         objects: prompted by the clip's boxes, over and over.
         warm: frames before them.
+        quiet_s: on a GPU more frames pass until none was faster for so long, see `settle`.
         open_bundle: opens the bundle.
 
     Returns:
-        "ok", "device", "note", and "cases": "objects", "prune", "step_ms" (a whole step without waits inside), and from a second pass
-        "stages_ms" of each graph and "step_with_waits_ms"; each {"median", "p90"}.
+        "ok", "device", "note", and "cases": "objects", "prune", "step_ms" (a whole step without waits inside), "settled" (whether it had
+        come to rest), and from a second pass "stages_ms" of each graph and "step_with_waits_ms"; each {"median", "p90"}.
 
     Raises:
         BackendError: if the backend is not usable here.
@@ -190,13 +193,14 @@ def time_tracker(
         for count in sorted({1, objects}):
             for name, prune in PRUNES.items():
                 whole = StageTimer()
-                _timed(loaded.tracker(prune=prune), count, warm, frames, whole)
+                rest = quiet_s if hasattr(loaded.backend, "gpu") else 0.0
+                settled = _timed(loaded.tracker(prune=prune), count, warm, frames, whole, rest)
                 waiting = WaitingBackend(loaded.backend)
                 staged = LoadedBundle(loaded.folder, loaded.manifest, waiting)
-                _timed(staged.tracker(prune=prune), count, warm, frames, waiting.timer)
+                _timed(staged.tracker(prune=prune), count, warm, frames, waiting.timer, 0.0)
                 stages = waiting.timer.summary()
-                entry = {"objects": count, "prune": name, "step_ms": whole.summary()["step"], "step_with_waits_ms": stages.pop("step")}
-                cases.append({**entry, "stages_ms": stages})
+                entry = {"objects": count, "prune": name, "step_ms": whole.summary()["step"], "settled": settled}
+                cases.append({**entry, "step_with_waits_ms": stages.pop("step"), "stages_ms": stages})
                 print(json.dumps(cases[-1]), file=sys.stderr, flush=True)
         note = "step_ms is of whole steps, from frame to masks on the host; stages_ms waits for the GPU before and after each graph"
         return {"ok": True, "bundle": str(loaded.folder), "device": loaded.device_facts(), "note": note, "cases": cases}
@@ -229,19 +233,21 @@ class WaitingBackend:
         return outputs
 
 
-def _timed(tracker: Tracker, objects: int, warm: int, frames: int, timer: StageTimer) -> None:
-    """Adds a sample "step" for each of `frames` steps; forgets what `timer` has of those before."""
+def _timed(tracker: Tracker, objects: int, warm: int, frames: int, timer: StageTimer, quiet_s: float) -> bool:
+    """Adds a sample "step" for each of `frames` steps; forgets what `timer` has of those before. Whether it had come to rest."""
     stream, prompts = cycle(list(_frames())), list(islice(cycle(_prompts()[1]), objects))
     tracker.step(next(stream))
     for object_id, box in enumerate(prompts, 1):
         tracker.add(object_id, box=box)
     for _ in range(warm):
         tracker.step(next(stream))
+    settled = settle(lambda: tracker.step(next(stream)), quiet_s=quiet_s)
     timer.clear()
     for _ in range(frames):
         frame = next(stream)
         with timer.stage("step"):
             tracker.step(frame)
+    return settled
 
 
 def _tracked(loaded: LoadedBundle, prune: Prune, frames: int) -> Iterator[Result]:

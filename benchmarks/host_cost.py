@@ -162,6 +162,9 @@ class NoEngines:
         """See `Engines.enqueue`."""
         self.runs += 1
 
+    def cuda_graphs(self) -> None:
+        """See `Engines.cuda_graphs`."""
+
     def activation_bytes(self) -> int:
         """See `Engines.activation_bytes`."""
         return 0

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -71,7 +72,7 @@ def build_engines(
         targets: compute capabilities, `portable` or `current`, a set of engines for each; none means the flavor's default.
         limits: sizes that the engines are to have room for.
         out: a bundle to make, or to go on with, as a copy of `bundle` with engines; None puts them into the bundle itself.
-        force: accept drift beyond its budget.
+        force: accept drift beyond its budget, attentions that are not fused, and activation memory beyond its limit.
         progress: called with one line per step.
 
     Returns:
@@ -233,11 +234,12 @@ class _Work:
         listing = parse_listing(built.listing)
         activation = max(listing.activation_bytes, default=0)
         for index, expectation in enumerate(expectations):
-            check_fusion(listing, expectation, role, self.precision, profile=index)
+            self._accept(partial(check_fusion, listing, expectation, role, self.precision, profile=index))
             for why, count in Counter(reason for _, reason in expectation.unfused).items():
                 where = f", profile {wanted.profiles[index].name}" if wanted.profiles else ""
                 self.say(f"{role.value}{where}: {count} of {expectation.attentions} attentions cannot fuse: {why}")
-        check_activation(activation, self.manifest.model, role, self.precision, wanted.profiles[0] if wanted.profiles else None)
+        largest = wanted.profiles[0] if wanted.profiles else None
+        self._accept(partial(check_activation, activation, self.manifest.model, role, self.precision, largest))
         engine, kept = _place(folder, role, built)
         return EngineEntry(
             graph=role,
@@ -278,16 +280,20 @@ class _Work:
                 self.say("running the float32 graphs, to measure drift against them")
                 self.calls = samples(self.folder, self.manifest)
             drift = drifts.measure(typed, role, self.calls[PLUGIN_ROLES.get(role, role)])
-            try:
-                drifts.check(drift, role, self.precision)
-            except BackendError as error:
-                if not self.force:
-                    raise
-                self.say(f"accepted because of --force: {error}")
+            self._accept(partial(drifts.check, drift, role, self.precision))
             if layers is not None:
                 with_layers(typed, layers)
             self.typed[role] = typed, drift
         return self.typed[role]
+
+    def _accept(self, check: Callable[[], None]) -> None:
+        """Raises what a check raises, or with `force` only says it."""
+        try:
+            check()
+        except BackendError as error:
+            if not self.force:
+                raise
+            self.say(f"accepted because of --force: {error}")
 
 
 def _place(folder: Path, role: GraphRole, built: Built) -> tuple[FileEntry, FileEntry]:

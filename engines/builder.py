@@ -28,10 +28,9 @@ from fastsam2.engines.trt_log import Recording, logger_of, quoted
 from fastsam2.enums import Flavor
 from fastsam2.errors import BackendError, expected
 
-OPTIONS: dict[str, str | bool] = {
-    "tf32": False,
-    "profiling_verbosity": "detailed",
-}  # of every build; float32 is float32, the listing names kernels
+# Of every build: float32 is float32, the listing names kernels, and engines take no memory but what they are given (TensorRT-RTX would, for
+# large shapes, and could not be captured into CUDA graphs then; TensorRT has no such flag).
+OPTIONS: dict[str, str | bool] = {"tf32": False, "profiling_verbosity": "detailed", "user_allocation": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +76,8 @@ def build_engine(
         raise _failed(f"{name} to parse", flavor, trt, said or recorded.errors)
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
+    if flavor is Flavor.TENSORRT_RTX:
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     _aim(config, trt, flavor, target)
     for profile in profiles:

@@ -135,7 +135,9 @@ def build(
     keep_buckets: Annotated[
         list[float] | None, typer.Option(metavar="SHARE", help="Also a profile for run --keep SHARE, which saves memory; repeatable.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Accept engines that are farther from fp32 than their budget.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Accept engines that miss a limit: drift from fp32, fused attentions, activation memory.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="A copy of the bundle to make; without it the bundle itself gets the engines.")] = None,
 ) -> None:
     """Build TensorRT engines from a bundle's graphs, where those that are there do not fit (TensorRT-RTX needs no GPU)."""

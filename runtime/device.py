@@ -6,14 +6,20 @@ A backend that computes elsewhere than in host memory has an attribute `device`;
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from fastsam2.config import ModelSpec
 from fastsam2.enums import GraphRole
+from fastsam2.errors import BackendError
+
+_Given = ParamSpec("_Given")
+_Answer = TypeVar("_Answer")
 
 
 class Tensor(Protocol):
@@ -156,3 +162,18 @@ class Device(Protocol):
     def uncertainty(self, logits: Tensor, grid: int) -> Tensor:
         """float32 [B, L, L] -> float32 [B, N], as `runtime.uncertainty.uncertainty`."""
         ...
+
+
+def ends_with_a_wait(method: Callable[Concatenate[Any, _Given], _Answer]) -> Callable[Concatenate[Any, _Given], _Answer]:
+    """A method that ends with `fetch` of its `_device` also where it fails: only after a wait memory of copies is used again."""
+
+    @wraps(method)
+    def waiting(self: Any, /, *args: _Given.args, **kwargs: _Given.kwargs) -> _Answer:
+        try:
+            return method(self, *args, **kwargs)
+        except BaseException:
+            with suppress(BackendError):  # the GPU may be what failed
+                self._device.fetch()
+            raise
+
+    return waiting

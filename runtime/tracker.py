@@ -17,7 +17,7 @@ import numpy.typing as npt
 from fastsam2.config import ModelSpec, Prune
 from fastsam2.errors import PromptError, expected
 from fastsam2.runtime.backends.protocol import Backend, Float
-from fastsam2.runtime.device import Tensor
+from fastsam2.runtime.device import Tensor, ends_with_a_wait
 from fastsam2.runtime.guard import GuardState, Observation
 from fastsam2.runtime.host_device import device_of
 from fastsam2.runtime.memory_bank import ObjectMemory
@@ -146,6 +146,7 @@ class Tracker:
         """{stage: {median, p90}} in milliseconds per call, over the newest calls."""
         return self._timer.summary()
 
+    @ends_with_a_wait
     def step(self, frame: npt.NDArray[np.uint8], *, upcoming: npt.NDArray[np.uint8] | None = None) -> Result:
         """Take the next frame and track every object on it.
 
@@ -182,6 +183,7 @@ class Tracker:
         self._guard = GuardState() if judgement is None else judgement.guard
         return result
 
+    @ends_with_a_wait
     def add(
         self,
         object_id: int,
@@ -211,9 +213,8 @@ class Tracker:
         prompt = self._prompt(box=box, points=points, labels=labels, mask=mask)
         object_id = check_object_id(object_id)
         if object_id in self._objects:
-            raise PromptError(
-                expected("a new object id", f"{object_id}, which is being tracked", "Use correct() for it, or remove() it first")
-            )
+            todo = "Use correct() for it, or remove() it first"
+            raise PromptError(expected("a new object id", f"{object_id}, which is being tracked", todo))
         embedding = None if text is None else self._embedding(text)
         outcome = self._answer(prompt, previous=None, append=False)
         result, seen = self._result_with(object_id, outcome)
@@ -221,6 +222,7 @@ class Tracker:
         self._objects[object_id] = _Object(memory, outcome, seen, embedding)
         return result
 
+    @ends_with_a_wait
     def correct(
         self,
         object_id: int,
@@ -250,9 +252,8 @@ class Tracker:
         prompt = self._prompt(box=box, points=points, labels=labels, mask=mask)
         known = self._known(object_id)
         if append and (box is not None or mask is not None):
-            raise PromptError(
-                expected("points with append", "a box or a mask", "A box must come before any point: give it with append=False")
-            )
+            todo = "A box must come before any point: give it with append=False"
+            raise PromptError(expected("points with append", "a box or a mask", todo))
         outcome = self._answer(prompt, previous=self._with_all_queries(known), append=append)
         result, known.seen = self._result_with(object_id, outcome)
         known.newest = outcome
@@ -289,9 +290,8 @@ class Tracker:
 
     def _prompt(self, **given: npt.ArrayLike | None) -> Prompt:
         if self._size is None:
-            raise PromptError(
-                expected("a frame before the first prompt", "none", "Call step(frame) first: prompts refer to the newest frame")
-            )
+            todo = "Call step(frame) first: prompts refer to the newest frame"
+            raise PromptError(expected("a frame before the first prompt", "none", todo))
         return make_prompt(**given, frame_size=self._size)
 
     def _known(self, object_id: int) -> _Object:

@@ -18,11 +18,11 @@ from fastsam2.bundle import Manifest
 from fastsam2.enums import ExportTarget, GraphRole
 from fastsam2.errors import BackendError, expected
 from fastsam2.runtime.gpu.backend import GpuBackend
-from fastsam2.runtime.gpu.engines import DeviceTensor
+from fastsam2.runtime.gpu.engines import ALIGNMENT, DeviceTensor
 from fastsam2.runtime.gpu.onnxruntime import OrtEngines
 from tests.kernel_host.driver import HostDriver
 
-_ALIGNMENT = 256
+_ALIGNMENT = ALIGNMENT
 
 
 class Place(NamedTuple):
@@ -149,6 +149,7 @@ class LateEngines(OrtEngines):
 
     def enqueue(self, role: GraphRole, inputs: Mapping[str, DeviceTensor], outputs: Mapping[str, DeviceTensor]) -> None:
         given, wanted = ({n: Place(t.address, t.shape, t.dtype, t.nbytes) for n, t in side.items()} for side in (inputs, outputs))
+        assert all(t.address % ALIGNMENT == 0 for t in (*given.values(), *wanted.values()))
         self.objects.append(max(t.shape[0] for t in wanted.values()))
         super_enqueue = super().enqueue
         self.gpu.enqueue(role.value, 0, lambda: super_enqueue(role, given, wanted))

@@ -74,6 +74,34 @@ def test_auto_takes_the_first_that_is_ready(gpus: list[FakeGpu], monkeypatch: py
     assert gpus[0].calls == []
 
 
+@pytest.mark.parametrize("name", opening.GPU_BACKENDS)
+def test_who_captures_cuda_graphs(monkeypatch: pytest.MonkeyPatch, name: BackendName) -> None:
+    """TensorRT-RTX does so itself, as it knows when its kernels are compiled."""
+    from fastsam2.runtime.gpu import backend, graphs, onnxruntime, tensorrt
+
+    by_us = name is not BackendName.TENSORRT_RTX
+
+    class Some:
+        def __init__(self, *_: Any, cuda_graphs: bool = False, **more: Any) -> None:
+            self.itself = cuda_graphs
+
+        def cuda_graphs(self) -> Any:
+            return {} if self.itself else None
+
+    class Wrapped(Some):
+        pass
+
+    for module, used in ((onnxruntime, "OrtEngines"), (tensorrt, "TensorRTEngines")):
+        monkeypatch.setattr(module, used, Some)
+    monkeypatch.setattr(graphs, "GraphEngines", Wrapped)
+    monkeypatch.setattr(backend, "GpuBackend", lambda gpu, engines, spec: engines)
+    manifest = read_manifest(bundle_path("nano"))
+    opened: Any = opening._on_gpu(bundle_path("nano"), manifest, name, FakeGpu(), None, True)
+    assert isinstance(opened, Wrapped) == by_us and opened.itself == (not by_us)
+    opened = opening._on_gpu(bundle_path("nano"), manifest, name, FakeGpu(), None, False)
+    assert not isinstance(opened, Wrapped) and not opened.itself
+
+
 @pytest.mark.skipif(CUDA_PROVIDER in ort.get_available_providers(), reason="onnxruntime-gpu is installed")
 @pytest.mark.parametrize("name", [*ON_GPU, BackendName.GPU])
 def test_a_gpu_that_cannot_be_used_is_given_back(gpus: list[FakeGpu], name: BackendName) -> None:

@@ -253,6 +253,10 @@ def test_every_profile_has_to_fuse(setup: Setup, monkeypatch: pytest.MonkeyPatch
     assert setup.run(limits=Limits(keep_buckets=(0.05,))) == ALL
     with pytest.raises(BackendError, match="expected 1 of 1 attentions of memory_attention fused in fp16, got 0"):
         setup.run(limits=Limits(keep_buckets=(0.5,)))
+    setup.run(limits=Limits(keep_buckets=(0.5,)), force=True)
+    assert any("accepted because of --force: expected 1 of 1 attentions" in line for line in setup.lines)
+    entry = read_set(setup.engines).engine(GraphRole.MEMORY_ATTENTION)
+    assert entry is not None and [p.name for p in entry.profiles] == ["dense", "keep 0.5"]
 
 
 def test_drift_beyond_its_budget(setup: Setup) -> None:

@@ -37,7 +37,7 @@ class FakeTrt:
 
     __version__ = "10.9"
     ComputeCapability = Capability
-    BuilderFlag = SimpleNamespace(TF32="TF32")
+    BuilderFlag = SimpleNamespace(TF32="TF32", REQUIRE_USER_ALLOCATION="REQUIRE_USER_ALLOCATION")
     ProfilingVerbosity = SimpleNamespace(DETAILED="DETAILED")
     HardwareCompatibilityLevel = SimpleNamespace(AMPERE_PLUS="AMPERE_PLUS")
     LayerInformationFormat = SimpleNamespace(JSON="JSON")
@@ -112,6 +112,7 @@ def test_what_both_flavors_are_told(flavor: Flavor) -> None:
     built = run(trt, flavor, "portable")
     assert built.engine == b"engine" and built.seconds >= 0
     assert trt.of("parse") == [b"model"] and trt.of("clear_flag") == ["TF32"] and trt.of("profiling_verbosity") == ["DETAILED"]
+    assert trt.of("set_flag") == (["REQUIRE_USER_ALLOCATION"] if flavor is Flavor.TENSORRT_RTX else [])
     assert trt.of("set_shape") == [(name, *shapes) for p in PROFILES for name, shapes in p.shapes.items()]
     assert len(trt.of("add_optimization_profile")) == 2
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,40 @@ def is_running(process: int) -> bool:
         return False
     status = Path(f"/proc/{process}/stat")  # whoever inherited it may not have taken note of its end
     return not (status.is_file() and status.read_text().rsplit(")", 1)[1].split()[0] == "Z")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells a process that its parent is gone")
+def test_steps_end_with_the_command_and_are_not_begun_again(tmp_path: Path) -> None:
+    out, note = tmp_path / "check.json", tmp_path / "pid"
+    step = f"""
+import os, time
+from pathlib import Path
+from fastsam2.benchmarks.gpu_check import end_with_parent
+end_with_parent()
+Path({str(note)!r}).write_text(f"{{os.getpid()}} ")
+time.sleep(600)
+"""
+    caller = f"""
+import sys
+from pathlib import Path
+from fastsam2.benchmarks.gpu_check import check
+check(["slow"], lambda *_: [sys.executable, "-c", {step!r}], Path({str(out)!r}), timeout=600)
+"""
+    process = subprocess.Popen([sys.executable, "-c", caller])
+    wait_until(lambda: note.is_file() and note.read_text().endswith(" "))
+    process.kill()
+    process.wait()
+    wait_until(lambda: not is_running(int(note.read_text())))
+    ran: list[str] = []
+    assert gpu_check.check(["slow"], scripted(ran), out, timeout=10) == 1
+    assert ran == [] and gpu_check.read_record(out)["steps"][0]["error"] == "cut off: it was begun and there is no answer"
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not happened():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.1)
 
 
 def test_what_has_an_answer_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -315,7 +315,7 @@ def test_a_step_and_its_graphs_are_timed(bundle_micro: Path, library: Path, monk
     summary = StageTimer.summary
     monkeypatch.setattr(StageTimer, "summary", lambda self: counts.extend(n for _, (n,) in self._rings.values()) or summary(self))
     name = BackendName.ONNXRUNTIME_CUDA
-    found = time_tracker(bundle_micro, name, frames=2, objects=3, warm=1, open_bundle=Opener(library))
+    found = time_tracker(bundle_micro, name, frames=2, objects=3, warm=1, quiet_s=0.0, open_bundle=Opener(library))
     assert found["ok"] and found["device"]["name"] == "FAKE GPU" and "waits" in found["note"]
     assert [(case["objects"], case["prune"]) for case in found["cases"]] == [(n, p) for n in (1, 3) for p in ("dense", "mask 0.05")]
     assert sorted(set(taken)) == [0, 1, 3] and len(taken) == 8 * (1 + 1 + 2)

@@ -128,8 +128,21 @@ class Counted:
         self.runs = -1
 
 
-def at(address: int) -> dict[str, Any]:
-    return {"x": SimpleNamespace(address=address, shape=(1, 2))}
+def at(address: int, batch: int = 1) -> dict[str, Any]:
+    return {"x": SimpleNamespace(address=address, shape=(batch, 2))}
+
+
+def test_a_change_of_shapes_is_never_captured() -> None:
+    """Two groups of objects take turns: their engine is told other shapes in each run, which no capture survives."""
+    gpu, inner = FakeGpu(), Counted()
+    capture = FakeCapture(gpu)
+    engines = GraphEngines(inner, gpu, capture)  # type: ignore[arg-type]
+    for _ in range(2 * CAPTURE_AFTER):
+        for batch in (1, 2):
+            engines.enqueue(GraphRole.MASK_DECODER, at(256, batch), at(512, batch))
+    assert (capture.launches, inner.runs) == (0, 4 * CAPTURE_AFTER)
+    engines.enqueue(GraphRole.MASK_DECODER, at(256, 2), at(512, 2))
+    assert capture.launches == 1
 
 
 def test_graphs_go_when_the_memory_they_point_at_moves() -> None:

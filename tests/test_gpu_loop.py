@@ -17,7 +17,7 @@ from fastsam2 import Prune, Result, Tracker
 from fastsam2.bundle import read_manifest
 from fastsam2.enums import ExportTarget, GraphRole
 from fastsam2.errors import BackendError, InternalError, PromptError
-from fastsam2.runtime.gpu.array import DeviceArray, Pool, Staging, _rounded
+from fastsam2.runtime.gpu.array import Pool, Staging, _rounded
 from fastsam2.runtime.gpu.backend import GpuBackend
 from fastsam2.runtime.host_device import HOST
 from fastsam2.runtime.loaded import LoadedBundle
@@ -219,7 +219,7 @@ def test_the_next_frame_goes_up_beside_this_one(host: LoadedBundle, library: Pat
     gpu.calls.clear()
     with pytest.raises(PromptError, match=r"expected a frame of \(240, 320\)"):
         tracker.step(frames[9], upcoming=frames[9][:-1])
-    assert not gpu.calls and tracker.frame == 8
+    assert gpu.calls == [("synchronize", 0)] and tracker.frame == 8, "nothing was enqueued"
 
 
 def test_frames_without_objects_take_no_memory(host: LoadedBundle, backend: GpuBackend) -> None:
@@ -261,6 +261,27 @@ def test_a_step_that_fails_changes_nothing(host: LoadedBundle, backend: GpuBacke
     assert tracker.ids == (1,) and tracker.frame == before.frame
     gpu.fails = ""
     assert tracker.step(FRAMES[2]).frame == before.frame + 1
+
+
+def test_steps_that_fail_hold_no_page_locked_memory(host: LoadedBundle, backend: GpuBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that cannot run fails before the wait that ends a step."""
+    gpu, tracker = gpu_of(backend), Tracker(backend, host.spec)
+    tracker.step(FRAMES[0])
+    tracker.add(1, box=BOX)
+
+    def fail(*_: Any) -> None:
+        raise BackendError("no memory for it")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LateEngines, "enqueue", fail)
+        gpu.calls.clear()
+        for _ in range(50):
+            with pytest.raises(BackendError, match="no memory for it"):
+                tracker.step(np.tile(FRAMES[1], (1, 1, 1)))
+            with pytest.raises(BackendError, match="no memory for it"):
+                tracker.add(2, box=OTHER_BOX)
+        assert gpu.count("pinned") == 0
+    assert tracker.step(FRAMES[1]).ids == (1,)
 
 
 def test_memory_that_runs_out_is_said_and_what_lies_idle_is_given_back_first(host: LoadedBundle, backend: GpuBackend) -> None:
@@ -345,12 +366,21 @@ def test_pool_and_staging() -> None:
     assert (pool.allocations, pool.used_bytes, pool.held_bytes) == (3, 0, 1536)
     a, b = staging.array((3,), np.uint8), staging.array((2, 5), np.float64)
     assert b.ctypes.data >= a.ctypes.data + 3 and b.ctypes.data % 8 == 0
-    staging.array((5_000_000,), np.uint8)
     staging.reset()
-    assert staging.array((3,), np.uint8).ctypes.data == a.ctypes.data
-    staging.array((5_000_000,), np.uint8)
-    assert gpu.count("pinned") == 2
-    assert isinstance(pool.empty((0, 4), np.int32, "a"), DeviceArray)
+    assert staging.array((3,), np.uint8).ctypes.data == a.ctypes.data, "used again"
+
+    def step(size: int) -> None:
+        for _ in range(3):
+            staging.array((size,), np.uint8)
+        staging.reset()
+
+    for size in range(1_000_000, 9_000_000, 1_000_000):  # what a step needs grows from step to step
+        step(size)
+        step(size)
+        gpu.calls.clear()
+        step(size)
+        assert gpu.calls == []
+    assert sum(map(len, staging._pieces)) == pytest.approx(3 * 8_000_000, abs=200), "what a step needs, and no more"
 
 
 def test_sizes_waste_an_eighth_at_most() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fastsam2.training import nano
-from fastsam2.training.clips import Batches, BatchShape, is_visible, make_prompts, tight_box
+from fastsam2.training.clips import Batches, BatchShape, is_visible, make_prompts, step_of, tight_box
 from fastsam2.training.evaluate import evaluate, first_mask_copied, nearest_colour, summary
 from fastsam2.training.held_out import SETS, HeldOutClip, make_clip
 from fastsam2.training.model import build_model, look_at
@@ -118,6 +118,13 @@ def test_held_out_clips_repeat_show_every_target_and_have_their_own_seeds() -> N
     assert len(clip.captions) == clip.truth.max()
     with pytest.raises(IndexError, match=r"0\.\.11"):
         make_clip("hard", 12)
+
+
+def test_workers_that_take_batches_in_turn_make_runs_of_steps() -> None:
+    steps = [step_of(position, 3) for position in range(72)]
+    assert sorted(steps) == list(range(72))
+    assert steps[1:25:3] == list(range(8, 16)), "what the second worker takes first"
+    assert [step_of(position, 1) for position in range(20)] == list(range(20))
 
 
 def test_batches_are_deterministic_and_differ_by_step_and_process() -> None:

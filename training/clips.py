@@ -90,6 +90,15 @@ class BatchShape:
         return self.drawn or self.size
 
 
+def step_of(position: int, workers: int) -> int:
+    """The step whose batch comes at a position, so that each of the workers, which take positions in turn, makes runs of steps.
+
+    A scene serves _REUSE steps in a row; every worker would paint every scene again if steps went round among them.
+    """
+    block, inside = divmod(position, _REUSE * workers)
+    return block * _REUSE * workers + inside % workers * _REUSE + inside // workers
+
+
 class Batches:
     """Makes the batch of any step.
 

@@ -19,6 +19,7 @@ from fastsam2.runtime.overlay import PALETTE
 from fastsam2.training.evaluate import Method, evaluate, first_mask_copied, nearest_colour, summary, with_official, with_tracker
 from fastsam2.training.held_out import FPS, SETS, HeldOutClip, make_clip, make_set
 from fastsam2.training.model import CONFIG
+from fastsam2.training.saves import halved
 
 WEIGHTS = CONFIG.with_name("nano.pt")
 """The checkpoint in the repository, in the official form."""
@@ -32,7 +33,7 @@ def write_weights(average: Path, out: Path) -> Path:
         out: checkpoint to write, {"model": tensors}.
     """
     model = torch.load(average, map_location="cpu", weights_only=True)["model"]
-    torch.save({"model": {k: v.half() if v.is_floating_point() else v for k, v in model.items()}}, out)
+    torch.save({"model": halved(model)}, out)
     return out
 
 

@@ -21,11 +21,11 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from fastsam2.training.clips import Batch, Batches, BatchShape
+from fastsam2.training.clips import Batch, Batches, BatchShape, step_of
 from fastsam2.training.model import TrainableSam2, build_model
 from fastsam2.training.muon import Muon, matrices
 from fastsam2.training.rollout import Rolled, roll
-from fastsam2.training.saves import save
+from fastsam2.training.saves import halved, save
 from fastsam2.training.silhouettes import available_silhouettes
 
 OUT = Path("out/nano")
@@ -198,7 +198,7 @@ class Trainer:
         loader: Iterable[Batch] = torch.utils.data.DataLoader(
             source,  # type: ignore[arg-type]
             batch_size=None,
-            sampler=todo,
+            sampler=[step_of(position, self.workers) for position in todo],
             num_workers=self.workers,
             prefetch_factor=4,
         )
@@ -269,7 +269,7 @@ class Trainer:
                 "size": self.size,
             },
         )
-        save(self.folder / "average.pt", {"model": self.average.values})
+        save(self.folder / "average.pt", {"model": halved(self.average.values)})
 
     def _resume(self) -> None:
         path = self.folder / "last.pt"
@@ -370,7 +370,8 @@ def finish(args: argparse.Namespace) -> None:
 
     weights = write_weights(args.out / "average.pt", args.out / "nano.pt")
     bundle = export(weights, args.out / "bundle", image_size=PLANS[args.plan][-1].shape.whole)
-    progress = torch.load(args.out / "last.pt", map_location="cpu", weights_only=True)["progress"]
+    last = args.out / "last.pt"  # not there where only the averaged weights came from the machine that trained
+    progress = torch.load(last, map_location="cpu", weights_only=True)["progress"] if last.is_file() else None
     record = {"plan": args.plan, "seed": args.seed, "progress": progress, "machine": machine(), "silhouettes": len(available_silhouettes())}
     record["sets"] = score(weights, bundle, official=not args.no_official, say=lambda line: print(line, file=sys.stderr, flush=True))
     (args.out / "scores.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -100,6 +100,8 @@ def open_session(path: Path, provider: str, options: Mapping[str, str], threads:
     session_options.log_severity_level = 3
     # Each session has threads of its own, which go on spinning after a run: they would take the cores from the next graph's
     session_options.add_session_config_entry("session.force_spinning_stop", "1")
+    if provider != CPU_PROVIDER and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls(directory="")  # CUDA and cuDNN of pip packages, which no loader path names; else where they usually are
     ranked = [(provider, dict(options)), *([] if provider == CPU_PROVIDER else [CPU_PROVIDER])]
     try:
         session = ort.InferenceSession(str(path), session_options, providers=ranked)

@@ -91,5 +91,8 @@ def _on_gpu(folder: Path, manifest: Manifest, name: BackendName, gpu: Gpu, threa
     if name is BackendName.ONNXRUNTIME_CUDA:
         engines = OrtEngines(folder, manifest, gpu, threads=threads)
     else:
-        engines = TensorRTEngines(folder, manifest, gpu, Flavor(name.value), cache_folder=cache_folder())
-    return GpuBackend(gpu, GraphEngines(engines, gpu) if cuda_graphs else engines, manifest.model)
+        itself = cuda_graphs and name is BackendName.TENSORRT_RTX
+        engines = TensorRTEngines(folder, manifest, gpu, Flavor(name.value), cuda_graphs=itself, cache_folder=cache_folder())
+    if cuda_graphs and engines.cuda_graphs() is None:
+        engines = GraphEngines(engines, gpu)
+    return GpuBackend(gpu, engines, manifest.model)

@@ -164,7 +164,8 @@ class Staging:
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
         self._pieces: list[npt.NDArray[np.uint8]] = []
-        self._piece = self._start = 0
+        self._piece = self._start = self._taken = 0
+        self._least = _STAGING_BYTES
 
     def array(self, shape: Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Memory that nothing else gets until `reset`."""
@@ -172,14 +173,17 @@ class Staging:
         while self._piece < len(self._pieces) and self._start + nbytes > len(self._pieces[self._piece]):
             self._piece, self._start = self._piece + 1, 0
         if self._piece == len(self._pieces):
-            self._pieces.append(self.gpu.pinned(max(nbytes, _STAGING_BYTES)))
+            self._pieces.append(self.gpu.pinned(max(nbytes, self._least)))
         bytes_ = self._pieces[self._piece][self._start : self._start + nbytes]
-        self._start += -(-nbytes // 64) * 64
+        padded = -(-nbytes // 64) * 64
+        self._start, self._taken = self._start + padded, self._taken + padded
         return bytes_.view(dtype).reshape(shape)
 
     def reset(self) -> None:
-        """All of it is free again."""
-        self._piece = self._start = 0
+        """All of it is free again; where one piece was not enough, a piece as large as all that was taken takes their place."""
+        if len(self._pieces) > 1:
+            self._pieces, self._least = [], max(_STAGING_BYTES, self._taken)
+        self._piece = self._start = self._taken = 0
 
 
 def _rounded(nbytes: int) -> int:

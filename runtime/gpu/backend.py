@@ -16,8 +16,7 @@ from fastsam2.runtime.device import Tensor
 from fastsam2.runtime.gpu.array import DeviceArray
 from fastsam2.runtime.gpu.device import GpuDevice
 from fastsam2.runtime.gpu.driver import Gpu
-from fastsam2.runtime.gpu.engines import Engines
-from fastsam2.runtime.gpu.graphs import GraphEngines
+from fastsam2.runtime.gpu.engines import ALIGNMENT, Engines
 
 
 class GpuBackend:
@@ -40,7 +39,7 @@ class GpuBackend:
         if not self.engines.has(role):
             raise BackendError(expected(f"graph {role.value} on {self.name}", "none", "Export or build the bundle again with it"))
         table = graph_spec(role, self.engines.target)
-        given = {name: self.device.put(tensor) for name, tensor in inputs.items()}
+        given = {name: self._aligned(self.device.put(tensor)) for name, tensor in inputs.items()}
         sizes = self._sizes(table, given)
         outputs = {t.name: self.device.pool.empty(t.sized(self.spec, sizes), t.dtype, (role, t.name)) for t in table.outputs}
         self.gpu.activate()
@@ -54,7 +53,8 @@ class GpuBackend:
         "activations" what engines share, and "used" everything on the GPU, other programs included; "cuda_graphs" where they are replayed.
         """
         pool, (free, total) = self.device.pool, self.gpu.memory()
-        graphs = {"cuda_graphs": self.engines.facts()} if isinstance(self.engines, GraphEngines) else {}
+        facts = self.engines.cuda_graphs()
+        graphs = {} if facts is None else {"cuda_graphs": facts}
         return {
             "name": self.gpu.name,
             "compute_capability": self.gpu.capability,
@@ -71,6 +71,10 @@ class GpuBackend:
         self.engines.close()
         self.device.close()
         self.gpu.close()
+
+    def _aligned(self, array: DeviceArray) -> DeviceArray:
+        """Views may begin anywhere, and what engines read may not."""
+        return self.device.copy(array) if array.address % ALIGNMENT else array
 
     def _sizes(self, table: GraphSpec, given: Mapping[str, DeviceArray]) -> dict[str, int]:
         """What the symbols of dynamic axes stand for."""

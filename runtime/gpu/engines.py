@@ -11,6 +11,8 @@ from fastsam2.contracts import GraphSpec
 from fastsam2.enums import ExportTarget, GraphRole
 from fastsam2.errors import InternalError
 
+ALIGNMENT = 256  # of addresses, bytes: what TensorRT asks for (`setTensorAddress` in NvInferRuntime.h)
+
 
 class DeviceTensor(Protocol):
     """A C-contiguous array in device memory, as engines see it."""
@@ -66,6 +68,10 @@ class Engines(Protocol):
             BackendError: if the graph does not load, has no room for these shapes, or cannot be enqueued.
             StateError: after `close`.
         """
+        ...
+
+    def cuda_graphs(self) -> dict[str, Any] | None:
+        """For records: how graphs are replayed as CUDA graphs; None where they are not."""
         ...
 
     def activation_bytes(self) -> int:

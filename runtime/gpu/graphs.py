@@ -4,7 +4,8 @@
                                    ─ seen often ──► captured once ─► graph ─► stream
 
 A graph holds the addresses it was captured with. In steady state the pool hands out the same ones every second or third frame, so a few
-graphs per engine and shape serve all frames.
+graphs per engine and shape serve all frames. TensorRT-RTX does the same by itself, and later: it knows when the kernels for a shape are
+compiled (`TensorRTEngines(cuda_graphs=True)`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fastsam2.errors import BackendError, expected, reason
 from fastsam2.runtime.gpu.driver import Gpu
 from fastsam2.runtime.gpu.engines import DeviceTensor, Engines
 
-CAPTURE_AFTER = 8  # runs with the same addresses: TensorRT-RTX may still be compiling better kernels during the first ones
+CAPTURE_AFTER = 8  # runs with the same addresses
 MOST_GRAPHS = 64  # kept; those used least recently are forgotten first
 
 _Key = tuple[GraphRole, tuple[tuple[str, int, tuple[int, ...]], ...]]
@@ -52,7 +53,7 @@ class Capture(Protocol):
 class GraphEngines:
     """See `Engines`: those of `inner`, replayed where their addresses come back. Masks are the same; only the CPU has less to do.
 
-    An engine that cannot be captured runs as before; `facts` says which, and why.
+    An engine that cannot be captured runs as before; `cuda_graphs` says which, and why.
 
     Args:
         inner: runs what is not captured.
@@ -70,6 +71,7 @@ class GraphEngines:
         self._seen: OrderedDict[_Key, int] = OrderedDict()
         self._graphs: OrderedDict[_Key, Any] = OrderedDict()
         self._refused: dict[GraphRole, str] = {}
+        self._shapes: dict[GraphRole, tuple[tuple[int, ...], ...]] = {}  # of the last run of each engine
         self._launched = self._captured = self._activations = 0
 
     def max_objects(self, role: GraphRole) -> int | None:
@@ -93,9 +95,11 @@ class GraphEngines:
         if self.inner.activation_bytes() != self._activations:  # the engines' shared memory moved: graphs point at the old one
             self._forget()
         graph = self._graphs.get(key)
-        if graph is None and self._often(key):
+        shapes = tuple(shape for _, _, shape in key[1])
+        if graph is None and self._often(key) and self._shapes.get(role) == shapes:  # a change of shapes cannot be captured
             graph = self._record(key, inputs, outputs)
         if graph is None:
+            self._shapes[role] = shapes
             self.inner.enqueue(role, inputs, outputs)
             return
         self._graphs.move_to_end(key)
@@ -106,7 +110,7 @@ class GraphEngines:
         """See `Engines.activation_bytes`."""
         return self.inner.activation_bytes()
 
-    def facts(self) -> dict[str, Any]:
+    def cuda_graphs(self) -> dict[str, Any]:
         """How many graphs were captured and launched, and why some engines were not captured."""
         return {"captured": self._captured, "launched": self._launched, "refused": {r.value: why for r, why in self._refused.items()}}
 

@@ -102,6 +102,9 @@ class OrtEngines:
             except Exception as error:  # ONNX Runtime raises its own unrelated classes
                 raise run_failed(role, self.name, error) from error
 
+    def cuda_graphs(self) -> None:
+        """None: sessions run as they are."""
+
     def activation_bytes(self) -> int:
         """0: ONNX Runtime does not tell."""
         return 0

@@ -62,6 +62,8 @@ class TensorRTEngines:
         gpu: whose stream and memory are used.
         flavor: which TensorRT.
         cuda_graphs: TensorRT-RTX captures each engine into a CUDA graph and replays it.
+        specialize_at_once: TensorRT-RTX compiles its kernels for new shapes before it runs them, instead of beside stand-ins that it runs
+            meanwhile: each new shape waits, and times are those of the final kernels.
         cache_folder: where TensorRT-RTX keeps the kernels that it compiled for this GPU; None compiles them again in every process.
 
     Raises:
@@ -77,6 +79,7 @@ class TensorRTEngines:
         flavor: Flavor,
         *,
         cuda_graphs: bool = False,
+        specialize_at_once: bool = False,
         cache_folder: Path | None = None,
     ) -> None:
         if cuda_graphs and flavor is Flavor.TENSORRT:
@@ -85,7 +88,7 @@ class TensorRTEngines:
         self.name, self.target = flavor.value, ExportTarget.TENSORRT
         self._trt = _module(flavor, Path(bundle), gpu.capability)
         self._flavor, self._gpu, self._bundle, self._manifest = flavor, gpu, Path(bundle), manifest
-        self._cuda_graphs = cuda_graphs
+        self._cuda_graphs, self._specialize_at_once = cuda_graphs, specialize_at_once
         version = str(self._trt.__version__)
         there = targets_for(self._bundle, flavor, version=version, capability=gpu.capability)
         wanted = there[0] if there else _default_target(flavor, gpu.capability)
@@ -110,6 +113,10 @@ class TensorRTEngines:
     def has(self, role: GraphRole) -> bool:
         """See `Engines.has`."""
         return self._set.engine(role) is not None
+
+    def cuda_graphs(self) -> dict[str, Any] | None:
+        """See `Engines.cuda_graphs`."""
+        return {"captured_by": self.name} if self._cuda_graphs else None
 
     def activation_bytes(self) -> int:
         """See `Engines.activation_bytes`."""
@@ -236,6 +243,8 @@ class TensorRTEngines:
             config.set_execution_context_allocation_strategy(strategy)
             if self._cuda_graphs:
                 config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            if self._specialize_at_once:
+                config.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
             if self._cache is not None:
                 self._check(config.set_runtime_cache(self._cache.of(config)), "a runtime cache to be taken")
             context = engine.create_execution_context(runtime_config=config)
