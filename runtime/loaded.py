@@ -165,6 +165,7 @@ def load(
             )
         )
     manifest = read_manifest(folder)
+    folder = folder.absolute()  # graphs are read when they run first; the working directory may be another one then
     opened, passed_over = open_backend(folder, manifest, BackendName(backend), threads=threads, gpu=gpu, cuda_graphs=cuda_graphs)
     loaded = LoadedBundle(folder, manifest, opened)
     loaded.passed_over = passed_over
