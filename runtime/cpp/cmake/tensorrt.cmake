@@ -115,7 +115,10 @@ if(_flavors AND NOT _missing)
   endforeach()
   message(STATUS "TensorRT backends: kernels for ${CMAKE_CUDA_ARCHITECTURES}")
   target_link_libraries(fastsam2_runtime PRIVATE CUDA::cudart_static ${CMAKE_DL_LIBS})
-  string(APPEND FASTSAM2_DEPENDENCIES "find_dependency(CUDAToolkit)\n")
+  get_target_property(_type fastsam2_runtime TYPE)
+  if(_type STREQUAL STATIC_LIBRARY)  # a shared library holds the CUDA runtime already
+    string(APPEND FASTSAM2_DEPENDENCIES "find_dependency(CUDAToolkit)\n")
+  endif()
 endif()
 
 set(_gpu_tests ${PROJECT_SOURCE_DIR}/tests/cpp/gpu)

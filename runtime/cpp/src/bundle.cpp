@@ -344,6 +344,13 @@ const GraphEntry& Manifest::graph(GraphRole role, ExportTarget target) const {
   return *entry;
 }
 
+void Manifest::check_tracked(ExportTarget target) const {
+  for (const GraphRole role : {GraphRole::ImageEncoder, GraphRole::MemoryAttention, GraphRole::MaskDecoder,
+                               GraphRole::MaskPrompt, GraphRole::MemoryEncoder}) {
+    graph(role, target);
+  }
+}
+
 Manifest parse_manifest(std::string_view json) {
   Json tree;
   try {

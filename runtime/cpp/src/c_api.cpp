@@ -6,6 +6,7 @@
 #include <limits>
 #include <mutex>
 #include <new>
+#include <shared_mutex>
 #include <string>
 
 #include "callback_backend.hpp"
@@ -40,12 +41,30 @@ class AbiError : public std::runtime_error {
 struct OpenBundle {
   Manifest manifest;
   std::shared_ptr<Backend> backend;
+  std::shared_mutex mutex;  // of `closed`; shared while a graph runs
+  bool closed = false;
 };
 
 struct OpenTracker {
   std::mutex mutex;
   Tracker tracker;
+  bool closed = false;
 };
+
+// Waits for calls on what has no handle any more; those that have yet to begin are refused. The callback of the caller
+// is not called after that.
+template <typename Object>
+void wait_for_calls(Object& closed) {
+  const std::lock_guard lock(closed.mutex);
+  closed.closed = true;
+}
+
+template <typename Object>
+void check_open(const Object& object, std::uint64_t id) {
+  if (object.closed) {
+    refuse_handle(id);
+  }
+}
 
 Handles<OpenBundle>& bundles() {
   static auto* handles =
@@ -224,6 +243,7 @@ fastsam2_status with_result(fastsam2_tracker tracker, fastsam2_result* result, C
     check_given(result, "a place for the result");
     const auto open = trackers().at(tracker.id);
     const std::lock_guard lock(open->mutex);
+    check_open(*open, tracker.id);
     result->id = results().open(std::make_shared<const Result>(call(open->tracker)));
   });
 }
@@ -233,6 +253,7 @@ fastsam2_status with_tracker(fastsam2_tracker tracker, Call call) noexcept {
   return guarded([&] {
     const auto open = trackers().at(tracker.id);
     const std::lock_guard lock(open->mutex);
+    check_open(*open, tracker.id);
     call(open->tracker);
   });
 }
@@ -265,6 +286,7 @@ fastsam2_status fastsam2_bundle_open(const char* folder, const fastsam2_bundle_o
     auto open = std::make_shared<OpenBundle>();
     open->manifest = read_manifest(folder, own.skip_hashes == 0);
     if (own.backend == FASTSAM2_BACKEND_CALLBACK) {
+      open->manifest.check_tracked(ExportTarget::Onnxruntime);
       open->backend = std::make_shared<CallbackBackend>(open->manifest.model, own.run, own.user);
     } else {
       open->backend = open_backend(static_cast<BackendName>(own.backend - 1), folder, open->manifest,
@@ -300,13 +322,15 @@ fastsam2_status fastsam2_bundle_encode_text(fastsam2_bundle bundle, const int32_
       throw PromptError(
           expected("room for " + std::to_string(needed) + " numbers", std::to_string(value_count), "Use text_dim"));
     }
+    const std::shared_lock lock(open->mutex);
+    check_open(*open, bundle.id);
     const Tensor text = encode_text(*open->backend, spec, {ids, std::size_t{text_count} * kClipContext});
     std::ranges::copy(text.values<float>(), values);
   });
 }
 
 fastsam2_status fastsam2_bundle_close(fastsam2_bundle bundle) {
-  return guarded([&] { bundles().close(bundle.id); });
+  return guarded([&] { wait_for_calls(*bundles().close(bundle.id)); });
 }
 
 fastsam2_status fastsam2_tracker_open(fastsam2_bundle bundle, const fastsam2_tracker_options* options,
@@ -356,7 +380,7 @@ fastsam2_status fastsam2_tracker_reset(fastsam2_tracker tracker) {
 }
 
 fastsam2_status fastsam2_tracker_close(fastsam2_tracker tracker) {
-  return guarded([&] { trackers().close(tracker.id); });
+  return guarded([&] { wait_for_calls(*trackers().close(tracker.id)); });
 }
 
 fastsam2_status fastsam2_result_read(fastsam2_result result, fastsam2_result_view* view) {

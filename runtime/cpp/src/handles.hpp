@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <stdexcept>
+#include <string>
 
 #include "fastsam2/errors.hpp"
 
@@ -15,6 +16,11 @@ namespace fastsam2 {
 class HandleError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+
+[[noreturn]] inline void refuse_handle(std::uint64_t id) {
+  throw HandleError(
+      expected("an open handle", std::to_string(id), "Use a handle until it is closed, and not after that"));
+}
 
 // Objects by handle. A closed object lives on while a call still uses it; its number is never given again.
 template <typename Object>
@@ -32,21 +38,20 @@ class Handles {
     return find(id)->second;
   }
 
-  // Throws HandleError if there is none.
-  void close(std::uint64_t id) {
-    std::shared_ptr<Object> last;  // is destroyed outside of the lock
+  // The object, which has no handle any more; it is destroyed outside of the lock. Throws HandleError if there is none.
+  std::shared_ptr<Object> close(std::uint64_t id) {
     const std::lock_guard lock(mutex_);
     const auto found = find(id);
-    last = std::move(found->second);
+    std::shared_ptr<Object> last = std::move(found->second);
     objects_.erase(found);
+    return last;
   }
 
  private:
   auto find(std::uint64_t id) {
     const auto found = objects_.find(id);
     if (found == objects_.end()) {
-      throw HandleError(
-          expected("an open handle", std::to_string(id), "Use a handle until it is closed, and not after that"));
+      refuse_handle(id);
     }
     return found;
   }

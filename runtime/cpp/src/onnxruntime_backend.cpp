@@ -183,6 +183,7 @@ std::shared_ptr<Backend> open_onnxruntime(const std::filesystem::path& folder, c
   if (options.threads < 0) {
     throw BackendError(expected("threads >= 0", std::to_string(options.threads), "0 uses every core"));
   }
+  manifest.check_tracked(ExportTarget::Onnxruntime);
   return std::make_shared<OnnxRuntimeBackend>(folder, manifest,
                                               options.threads == 0 ? usable_cores() : options.threads);
 }

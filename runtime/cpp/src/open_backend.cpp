@@ -21,12 +21,14 @@ namespace {
 
 }  // namespace
 
-std::shared_ptr<Backend> open_backend(BackendName name, [[maybe_unused]] const std::filesystem::path& folder,
+std::shared_ptr<Backend> open_backend(BackendName name, const std::filesystem::path& folder,
                                       [[maybe_unused]] const Manifest& manifest,
                                       [[maybe_unused]] const BackendOptions& options) {
+  // Graphs are read when they run first: the working folder may be another one then.
+  [[maybe_unused]] const std::filesystem::path absolute = std::filesystem::absolute(folder);
   if (name == BackendName::OnnxRuntime) {
 #if defined(FASTSAM2_WITH_ONNXRUNTIME)
-    return open_onnxruntime(folder, manifest, options);
+    return open_onnxruntime(absolute, manifest, options);
 #else
     not_in_this_build(name,
                       "Configure with -DFASTSAM2_WITH_ONNXRUNTIME=ON -DONNXRUNTIME_ROOT=FOLDER, where FOLDER holds "
@@ -34,7 +36,7 @@ std::shared_ptr<Backend> open_backend(BackendName name, [[maybe_unused]] const s
 #endif
   }
 #if defined(FASTSAM2_WITH_TENSORRT)
-  return open_tensorrt(name, folder, manifest, options);
+  return open_tensorrt(name, absolute, manifest, options);
 #else
   not_in_this_build(name, "Configure with -DFASTSAM2_WITH_TENSORRT=ON, which says what it needs, and build again");
 #endif

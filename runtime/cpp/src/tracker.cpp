@@ -58,6 +58,21 @@ std::vector<Tensor> column(const std::vector<Reported>& reported, Member member)
   return tensors;
 }
 
+// Runs a call that ends with a wait for the device. One that fails before leaves copies behind whose memory is not used
+// again until somebody waits.
+template <typename Call>
+auto with_wait(Device& device, Call call) {
+  try {
+    return call();
+  } catch (...) {
+    try {
+      device.fetch({});
+    } catch (const std::exception&) {  // what failed first is what is told
+    }
+    throw;
+  }
+}
+
 Observation observed(const Result& result, std::size_t row, bool prompted) {
   const auto logits = result.low_res_logits[static_cast<std::int64_t>(row)].values<float>();
   const auto covered = std::ranges::count_if(logits, [](float logit) { return logit > 0; });
@@ -179,6 +194,7 @@ class Tracker::Impl {
 
   [[nodiscard]] std::optional<std::int64_t> frame() const { return frame_; }
   [[nodiscard]] const ModelSpec& spec() const { return spec_; }
+  [[nodiscard]] Device& device() const { return device_; }
 
  private:
   static const TrackerOptions& checked(const TrackerOptions& options) {
@@ -395,13 +411,13 @@ Tracker& Tracker::operator=(Tracker&&) noexcept = default;
 Tracker::~Tracker() = default;
 
 Result Tracker::step(const ImageView& frame) {
-  return impl_->step(frame);
+  return with_wait(impl_->device(), [&] { return impl_->step(frame); });
 }
 Result Tracker::add(std::int64_t id, const Prompt& prompt, std::span<const float> text) {
-  return impl_->add(id, prompt, text);
+  return with_wait(impl_->device(), [&] { return impl_->add(id, prompt, text); });
 }
 Result Tracker::correct(std::int64_t id, const Prompt& prompt, bool append) {
-  return impl_->correct(id, prompt, append);
+  return with_wait(impl_->device(), [&] { return impl_->correct(id, prompt, append); });
 }
 void Tracker::describe(std::int64_t id, std::span<const float> text) {
   impl_->describe(id, text);
@@ -428,9 +444,11 @@ Tensor encode_text(Backend& backend, const ModelSpec& spec, std::span<const std:
   }
   const auto texts = static_cast<std::int64_t>(ids.size() / kClipContext);
   const NamedTensor input{"ids", Tensor::of(ids, {texts, kClipContext})};
-  const std::vector<Tensor> out = backend.run(GraphRole::TextEncoder, std::span(&input, 1));
-  check_outputs(GraphRole::TextEncoder, spec, std::span(&input, 1), out);
-  return backend.device().fetch(out)[0];
+  return with_wait(backend.device(), [&] {
+    const std::vector<Tensor> out = backend.run(GraphRole::TextEncoder, std::span(&input, 1));
+    check_outputs(GraphRole::TextEncoder, spec, std::span(&input, 1), out);
+    return backend.device().fetch(out)[0];
+  });
 }
 
 }  // namespace fastsam2

@@ -188,6 +188,27 @@ TEST_F(DeviceTest, StagingIsNotUsedAgainBeforeTheWait) {
   EXPECT_EQ(gpu_->count("pinned"), 0);
 }
 
+TEST(Staging, HoldsWhatOneRoundNeeds) {
+  const auto gpu = std::make_shared<FakeGpu>();
+  gpu::Staging staging(gpu);
+  constexpr std::size_t kBytes = std::size_t{3} << 20U;
+  const auto round = [&](int copies) {
+    for (int i = 0; i < copies; ++i) {
+      staging.take(kBytes);
+    }
+    staging.reset();
+  };
+  for (int copies = 1; copies <= 8; ++copies) {  // objects that come one by one
+    round(copies);
+  }
+  ASSERT_EQ(gpu->held_pinned.size(), 1U);
+  EXPECT_EQ(gpu->held_pinned.begin()->second, 8 * kBytes);
+  gpu->calls.clear();
+  round(8);
+  round(1);
+  EXPECT_EQ(gpu->count("pinned"), 0);
+}
+
 TEST(Pool, HandsMemoryOutAgainWhenNothingRefersToIt) {
   const auto gpu = std::make_shared<FakeGpu>();
   auto pool = std::make_shared<gpu::Pool>(gpu);

@@ -23,6 +23,7 @@ constexpr std::array kRoles{GraphRole::ImageEncoder, GraphRole::MemoryAttention,
 
 // What a library was asked for, and what fails.
 struct Library {
+  std::string version = "10.9";
   std::vector<std::string> told;
   std::string fails;
   std::optional<std::string> refuses;
@@ -130,7 +131,7 @@ class FakeEngine final : public gpu::InferEngine {
 class FakeLibrary final : public gpu::InferLibrary {
  public:
   explicit FakeLibrary(Library& library) : library_(library) {}
-  [[nodiscard]] std::string version() const override { return "10.9"; }
+  [[nodiscard]] std::string version() const override { return library_.version; }
   std::optional<std::string> refusal(std::span<const std::byte>) override { return library_.refuses; }
   std::unique_ptr<gpu::InferEngine> deserialize(std::span<const std::byte> engine) override {
     if (!library_.works("deserialize")) {
@@ -193,7 +194,7 @@ class EnginesTest : public ::testing::Test {
   void write() {
     const Json record{{"record_version", 1},
                       {"flavor", "tensorrt"},
-                      {"version", "10.9"},
+                      {"version", version_},
                       {"target", "9.0"},
                       {"limits", {{"max_objects", 3}, {"max_prompt_frames", 1}, {"keep_buckets", {0.25}}}},
                       {"engines", engines_}};
@@ -240,6 +241,7 @@ class EnginesTest : public ::testing::Test {
   // A number of its own for every process: tests run side by side.
   fs::path bundle_ = fs::temp_directory_path() / ("fastsam2-engines-" + std::to_string(std::random_device{}()));
   fs::path folder_ = bundle_ / "engines" / "tensorrt-10.9-9.0";
+  std::string version_ = "10.9";
   gpu::Limits limits_;
   Manifest manifest_;
   std::vector<Json> engines_;
@@ -383,6 +385,40 @@ TEST_F(EnginesTest, EnginesOfAnotherTargetVersionOrFlavorAreNotTaken) {
   EXPECT_EQ(gpu::default_target("tensorrt-rtx", "7.5"), "7.5");
   EXPECT_EQ(gpu::default_target("tensorrt", "12.0"), "12.0");
   EXPECT_THROW(open("tensorrt-rtx"), BundleError);
+}
+
+TEST_F(EnginesTest, VersionsOfThePythonPackageAreThoseOfTheLibrary) {
+  const auto moved = [&](const std::string& package) {
+    const fs::path folder = bundle_ / "engines" / ("tensorrt-" + package + "-9.0");
+    fs::rename(folder_, folder);
+    folder_ = folder;
+    version_ = package;
+    write();
+  };
+  const auto opened = [&](const std::string& package, const std::string& library) {
+    moved(package);
+    library_.version = library;
+    return refused();
+  };
+  EXPECT_EQ(opened("10.3.0", "10.3.0.26"), "accepted");
+  EXPECT_EQ(opened("10.3.0.post1", "10.3.0.26"), "accepted");
+  EXPECT_EQ(opened("10.8.0.43", "10.8.0.43"), "accepted");
+  EXPECT_EQ(opened("10.13.3.9.post1", "10.13.3.9"), "accepted");
+  EXPECT_NE(opened("10.3.0", "10.3.1.26").find("engines tensorrt-10.3.1.26-9.0 in"), std::string::npos);
+  EXPECT_NE(opened("10.3.0.2", "10.3.0.26").find("got tensorrt-10.3.0.2-9.0"), std::string::npos);
+  EXPECT_NE(opened("10.3", "10.3.0.26"), "accepted");
+  EXPECT_NE(opened("10.3.0", "10.3"), "accepted");
+  const auto taken = [&] { return gpu::load_engines(bundle_, manifest_, "tensorrt", "10.3.0.26", "9.0").version; };
+  for (const char* better : {"10.3.0", "10.3.0.26.post1", "10.3.0.26"}) {  // beside those before
+    const fs::path folder = bundle_ / "engines" / ("tensorrt-" + std::string(better) + "-9.0");
+    if (folder != folder_) {
+      fs::copy(folder_, folder);
+    }
+    folder_ = folder;
+    version_ = better;
+    write();
+    EXPECT_EQ(taken(), better);
+  }
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
@@ -11,7 +12,7 @@ namespace fastsam2::testing {
 
 namespace {
 
-constexpr std::size_t kAlignment = 256;
+constexpr std::size_t kAlignment = 256;  // that cudaMalloc promises, and that TensorRT asks for
 
 // The kernels on the CPU: tests/kernel_host/kernels.cpp.
 class Kernels {
@@ -188,6 +189,9 @@ void LateEngines::enqueue(GraphRole role, std::span<const NamedTensor> inputs, s
   const auto places = [](std::span<const NamedTensor> tensors) {
     std::vector<NamedTensor> all;
     for (const auto& [name, tensor] : tensors) {
+      if (reinterpret_cast<std::uintptr_t>(tensor.data()) % kAlignment != 0) {
+        throw InternalError(expected(std::string(name) + " at a multiple of 256", "another address", "Copy it"));
+      }
       const std::shared_ptr<void> nobody(tensor.data(), [](void*) {});
       all.push_back({name, Tensor(tensor.dtype(), tensor.shape(), nobody, tensor.data())});
     }

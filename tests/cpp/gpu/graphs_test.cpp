@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "fake_gpu.hpp"
+#include "pool.hpp"
 
 namespace fastsam2::testing {
 namespace {
@@ -31,8 +32,11 @@ class GraphsTest : public ::testing::Test {
     gpu_->synchronize();
   }
 
-  Tensor a_ = Tensor::empty(DType::Float32, {4});
-  Tensor b_ = Tensor::empty(DType::Float32, {4});
+  Tensor on_device() { return pool_->empty(DType::Float32, {4}, {"test"}); }
+
+  std::shared_ptr<gpu::Pool> pool_ = std::make_shared<gpu::Pool>(gpu_);
+  Tensor a_ = on_device();
+  Tensor b_ = on_device();
 };
 
 TEST_F(GraphsTest, ReplaysWhatWasSeenOften) {
@@ -52,6 +56,31 @@ TEST_F(GraphsTest, OtherAddressesShapesAndRolesAreOthers) {
   EXPECT_EQ(engines_->launched(), 1);
   run(a_, b_);
   EXPECT_EQ(engines_->launched(), 2);
+}
+
+// Setting shapes may switch profiles, and the first run after it may allocate: neither is to be recorded.
+TEST_F(GraphsTest, RecordsOnlyAfterARunWithTheSameShapes) {
+  run(a_, b_, gpu::kRecordAfter);
+  run(a_.reshape({2, 2}), b_);
+  run(a_, b_);
+  EXPECT_EQ(engines_->recorded(), 0);
+  run(b_, a_);  // other addresses
+  run(a_, b_);
+  EXPECT_EQ(engines_->recorded(), 1);
+  EXPECT_EQ(engines_->launched(), 1);
+}
+
+TEST_F(GraphsTest, ARunThatFailedSetNoShapes) {
+  run(a_, b_, gpu::kRecordAfter);
+  run(a_.reshape({2, 2}), b_);
+  run(b_, a_);
+  inner_->refuses = "no memory";
+  EXPECT_THROW(run(b_, a_), BackendError);
+  inner_->refuses.clear();
+  run(a_, b_);
+  EXPECT_EQ(engines_->recorded(), 0);
+  run(a_, b_);
+  EXPECT_EQ(engines_->recorded(), 1);
 }
 
 TEST_F(GraphsTest, IsGivenUpWhereMemoryMoved) {
@@ -84,7 +113,7 @@ TEST_F(GraphsTest, ARunThatFailsWhileItIsRecordedEndsTheRecording) {
 TEST_F(GraphsTest, ForgetsTheOldest) {
   std::vector<Tensor> inputs;
   for (std::size_t i = 0; i <= gpu::kMostRecordings; ++i) {
-    inputs.push_back(Tensor::empty(DType::Float32, {4}));
+    inputs.push_back(on_device());
     run(inputs.back(), b_, 9);
   }
   const std::int64_t launched = engines_->launched();

@@ -215,6 +215,24 @@ TEST(GpuTracker, AFailedStepChangesNothing) {
   EXPECT_EQ(tracker.step(Picture(2).view()).frame, 2);
 }
 
+TEST(GpuTracker, CallsThatFailHoldNoMoreMemoryOfCopies) {
+  const OnGpu on_gpu;
+  Tracker tracker(on_gpu.backend, small_spec());
+  Picture large;
+  large.height = 500;
+  large.width = 1000;
+  large.bytes.assign(500 * 1000 * 3, 7);
+  tracker.step(large.view());
+  tracker.add(1, box(10, 10));
+  const std::map<void*, std::size_t> held = on_gpu.gpu->held_pinned;
+  on_gpu.engines->refuses = "no memory";
+  for (int i = 0; i < 8; ++i) {  // 12 MB of frames
+    EXPECT_THROW(tracker.step(large.view()), BackendError);
+    EXPECT_THROW(tracker.add(2, box(20, 20)), BackendError);
+  }
+  EXPECT_EQ(on_gpu.gpu->held_pinned, held);
+}
+
 TEST(GpuTracker, MemoryComesBackAndThePoolGivesUpWhatLiesIdle) {
   OnGpu on_gpu;
   std::optional<Tracker> tracker(std::in_place, on_gpu.backend, small_spec());

@@ -1,10 +1,16 @@
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <functional>
+#include <future>
+#include <mutex>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -278,6 +284,59 @@ TEST_F(CApi, OnnxRuntimeRunsTheGraphsOrIsNotInThisBuild) {
   EXPECT_EQ(fastsam2_tracker_close(tracker), FASTSAM2_OK);
 }
 
+TEST_F(CApi, AFolderThatIsRelativeIsThatOfTheOpening) {
+  const std::filesystem::path before = std::filesystem::current_path();
+  const std::filesystem::path folder = folder_;
+  fastsam2_bundle_options options{};
+  options.struct_size = sizeof options;
+  options.abi_version = FASTSAM2_ABI_VERSION;
+  options.backend = FASTSAM2_BACKEND_ONNXRUNTIME;
+  options.skip_hashes = 1;
+  options.threads = 1;
+  fastsam2_bundle bundle{};
+  std::filesystem::current_path(folder.parent_path());
+  const fastsam2_status opened = fastsam2_bundle_open(folder.filename().c_str(), &options, &bundle);
+  std::filesystem::current_path(before);
+  if (opened == FASTSAM2_ERROR_BACKEND) {
+    GTEST_SKIP() << fastsam2_last_error();
+  }
+  ASSERT_EQ(opened, FASTSAM2_OK) << fastsam2_last_error();
+  std::vector<std::int32_t> ids(77, 0);
+  std::vector<float> values(512);
+  EXPECT_EQ(fastsam2_bundle_encode_text(bundle, ids.data(), 1, values.data(), values.size()), FASTSAM2_OK)
+      << fastsam2_last_error();
+  EXPECT_EQ(fastsam2_bundle_close(bundle), FASTSAM2_OK);
+}
+
+TEST_F(CApi, BundlesWithoutTheGraphsOfATrackerAreRefused) {
+  const std::filesystem::path copy = std::filesystem::path(::testing::TempDir()) / "fastsam2_missing_graph";
+  std::filesystem::remove_all(copy);
+  std::filesystem::copy(folder_, copy);
+  std::ostringstream text;
+  text << std::ifstream(copy / "manifest.json").rdbuf();
+  std::string manifest = text.str();
+  const std::string target = "\"onnxruntime\"";
+  manifest.replace(manifest.find(target, manifest.find("\"mask_prompt\"")), target.size(), "\"tensorrt\"");
+  std::ofstream(copy / "manifest.json") << manifest;
+  fastsam2_bundle_options options{};
+  options.struct_size = sizeof options;
+  options.abi_version = FASTSAM2_ABI_VERSION;
+  options.skip_hashes = 1;
+  for (const auto backend : {FASTSAM2_BACKEND_CALLBACK, FASTSAM2_BACKEND_ONNXRUNTIME}) {
+    options.backend = backend;
+    options.run = backend == FASTSAM2_BACKEND_CALLBACK ? run_wave : nullptr;
+    fastsam2_bundle bundle{};
+    const fastsam2_status opened = fastsam2_bundle_open(copy.c_str(), &options, &bundle);
+    if (backend == FASTSAM2_BACKEND_ONNXRUNTIME && opened == FASTSAM2_ERROR_BACKEND) {
+      continue;  // not in this build
+    }
+    EXPECT_EQ(opened, FASTSAM2_ERROR_BUNDLE);
+    EXPECT_NE(std::string(fastsam2_last_error()).find("a graph mask_prompt for target onnxruntime"), std::string::npos)
+        << fastsam2_last_error();
+  }
+  std::filesystem::remove_all(copy);
+}
+
 TEST_F(CApi, GraphsThatDoNotLoadAreReported) {
   const std::filesystem::path copy = std::filesystem::path(::testing::TempDir()) / "fastsam2_broken_graph";
   std::filesystem::remove_all(copy);
@@ -356,6 +415,76 @@ TEST_F(CApi, ThreadsShareATracker) {
   fastsam2_result_close(result);
   fastsam2_tracker_close(tracker);
   fastsam2_bundle_close(bundle);
+}
+
+// Stays in its first run until the test lets it go on.
+struct Gate {
+  std::promise<void> entered;
+  std::promise<void> leave;
+  std::once_flag once;
+};
+
+int32_t run_slowly(void* user, const char* role, const fastsam2_tensor* inputs, uint32_t input_count,
+                   const fastsam2_tensor* outputs, uint32_t output_count, char* message, uint32_t message_bytes) {
+  auto* gate = static_cast<Gate*>(user);
+  std::call_once(gate->once, [gate] {
+    gate->entered.set_value();
+    gate->leave.get_future().wait();
+  });
+  return run_wave(nullptr, role, inputs, input_count, outputs, output_count, message, message_bytes);
+}
+
+// `call` runs a graph, `close` has to wait for it.
+void expect_wait(Gate& gate, const std::function<void()>& call, const std::function<void()>& close) {
+  std::atomic<bool> closed = false;
+  std::thread caller(call);
+  gate.entered.get_future().wait();
+  std::thread closer([&] {
+    close();
+    closed = true;
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  EXPECT_FALSE(closed);
+  gate.leave.set_value();
+  caller.join();
+  closer.join();
+}
+
+TEST_F(CApi, ClosingWaitsForCallsInOtherThreads) {
+  fastsam2_bundle_options options{};
+  options.struct_size = sizeof options;
+  options.abi_version = FASTSAM2_ABI_VERSION;
+  options.run = run_slowly;
+  options.skip_hashes = 1;
+  fastsam2_bundle bundle{};
+  fastsam2_tracker tracker{};
+  fastsam2_result result{};
+  const fastsam2_image image = frame();
+  const fastsam2_prompt prompt = box_prompt();
+  Gate of_tracker;
+  options.user = &of_tracker;
+  ASSERT_EQ(fastsam2_bundle_open(folder_.c_str(), &options, &bundle), FASTSAM2_OK) << fastsam2_last_error();
+  ASSERT_EQ(fastsam2_tracker_open(bundle, nullptr, &tracker), FASTSAM2_OK);
+  ASSERT_EQ(fastsam2_bundle_close(bundle), FASTSAM2_OK);
+  ASSERT_EQ(fastsam2_tracker_step(tracker, &image, &result), FASTSAM2_OK);  // runs no graph
+  ASSERT_EQ(fastsam2_result_close(result), FASTSAM2_OK);
+  expect_wait(
+      of_tracker, [&] { EXPECT_EQ(fastsam2_tracker_add(tracker, 1, &prompt, &result), FASTSAM2_OK); },
+      [&] { EXPECT_EQ(fastsam2_tracker_close(tracker), FASTSAM2_OK); });
+  EXPECT_EQ(fastsam2_result_close(result), FASTSAM2_OK);
+  EXPECT_EQ(fastsam2_tracker_reset(tracker), FASTSAM2_ERROR_HANDLE);
+  Gate of_bundle;
+  options.user = &of_bundle;
+  ASSERT_EQ(fastsam2_bundle_open(folder_.c_str(), &options, &bundle), FASTSAM2_OK) << fastsam2_last_error();
+  fastsam2_bundle_info info{};
+  info.struct_size = sizeof info;
+  ASSERT_EQ(fastsam2_bundle_describe(bundle, &info), FASTSAM2_OK);
+  const std::vector<std::int32_t> ids(77, 0);
+  std::vector<float> values(info.text_dim);
+  expect_wait(
+      of_bundle,
+      [&] { EXPECT_EQ(fastsam2_bundle_encode_text(bundle, ids.data(), 1, values.data(), values.size()), FASTSAM2_OK); },
+      [&] { EXPECT_EQ(fastsam2_bundle_close(bundle), FASTSAM2_OK); });
 }
 
 TEST_F(CApi, OlderCallersSeeWhatTheyKnow) {

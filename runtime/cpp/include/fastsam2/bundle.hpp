@@ -33,6 +33,8 @@ struct Manifest {
   [[nodiscard]] const GraphEntry* find(GraphRole role, ExportTarget target) const;
   // Throws BundleError if the bundle has no such graph.
   const GraphEntry& graph(GraphRole role, ExportTarget target) const;
+  // Throws BundleError unless the bundle has the graphs that every tracker needs.
+  void check_tracked(ExportTarget target) const;
 };
 
 // The manifest in a text. Throws BundleError if it is malformed, of another version or contradicts the contract; says

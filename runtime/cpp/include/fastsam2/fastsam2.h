@@ -9,8 +9,9 @@
  * be closed while its trackers go on. All text is UTF-8 and ends with a zero.
  *
  * Threads. Every function may be called from every thread; calls on the same tracker run one after another. A callback is
- * called on the thread that called the tracker, from several at once if several trackers of the bundle are used
- * so; it must not call back into the tracker it runs for.
+ * called on the thread that called the tracker or fastsam2_bundle_encode_text, from several at once if several trackers
+ * of the bundle, or one and fastsam2_bundle_encode_text, are used so; it must not call back into the tracker it runs for,
+ * and must not close handles. Closing a tracker or a bundle waits for calls on it that run in other threads.
  *
  * Errors. Every function answers a status. After anything but FASTSAM2_OK nothing was changed, no output was written, and
  * fastsam2_last_error() says what was expected, what came and what to do next. No exception ever leaves the library.
@@ -84,7 +85,7 @@ typedef struct fastsam2_bundle_options {
   fastsam2_run run;     /* runs the graphs of FASTSAM2_BACKEND_CALLBACK, null for every other backend; stays callable until
                            the bundle and all its trackers are closed */
   void* user;           /* for run */
-  uint32_t skip_hashes; /* 1: compare presence and sizes of files only */
+  uint32_t skip_hashes; /* 1: compare presence and sizes of files only; engines are hashed all the same */
   uint32_t reserved;    /* never read */
   uint32_t backend;     /* fastsam2_backend */
   uint32_t threads;     /* of the CPU, inside one operator; 0: every core this process may use */
@@ -175,6 +176,7 @@ FASTSAM2_API uint32_t fastsam2_abi_version(void);
 /* What went wrong in this thread's newest call that failed; stays until its next one. */
 FASTSAM2_API const char* fastsam2_last_error(void);
 
+/* Files are read when a graph runs first, so the folder has to stay until the bundle and all its trackers are closed. */
 FASTSAM2_API fastsam2_status fastsam2_bundle_open(const char* folder, const fastsam2_bundle_options* options,
                                                   fastsam2_bundle* bundle);
 FASTSAM2_API fastsam2_status fastsam2_bundle_describe(fastsam2_bundle bundle, fastsam2_bundle_info* info);

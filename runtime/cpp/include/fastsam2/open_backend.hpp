@@ -26,7 +26,8 @@ struct BackendOptions {
 };
 
 // Opens a backend; another one is never opened in its place. It may serve several trackers.
-//   folder, manifest: of the bundle, from read_manifest.
+//   folder, manifest: of the bundle, from read_manifest; the folder stays as long as the backend, which reads a graph
+//     when it runs first.
 // Throws BackendError if this build lacks it, an option is out of range or it cannot be used here; BundleError if the
 // bundle has no graphs or engines for it.
 std::shared_ptr<Backend> open_backend(BackendName name, const std::filesystem::path& folder, const Manifest& manifest,

@@ -127,7 +127,6 @@ std::vector<Tensor> CudaDevice::fetch(std::span<const Tensor> tensors) {
     }
   }
   gpu_->synchronize();
-  staging_.reset();
   std::vector<Tensor> host;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     if (staged[i] == nullptr) {
@@ -137,6 +136,7 @@ std::vector<Tensor> CudaDevice::fetch(std::span<const Tensor> tensors) {
     host.push_back(Tensor::empty(tensors[i].dtype(), tensors[i].shape()));
     std::memcpy(host.back().data(), staged[i], tensors[i].nbytes());
   }
+  staging_.reset();  // after the last look at it: it may give memory back
   return host;
 }
 

@@ -27,8 +27,8 @@ class Engines {
   [[nodiscard]] virtual std::optional<std::int64_t> max_prompt_frames() const = 0;
   [[nodiscard]] virtual bool has(GraphRole role) const = 0;
   // Enqueues one run and returns; the first run of a graph loads it. Tensors are those of `graph_spec(role, target)` in
-  // its order, with its types, on the device; they stay until the stream has run it.
-  // Throws BackendError if the graph does not load, has no room for these shapes, or cannot be enqueued.
+  // its order, with its types, on the device at multiples of 256 bytes; they stay until the stream has run
+  // it. Throws BackendError if the graph does not load, has no room for these shapes, or cannot be enqueued.
   virtual void enqueue(GraphRole role, std::span<const NamedTensor> inputs, std::span<const NamedTensor> outputs) = 0;
   // Device memory held for activations so far.
   [[nodiscard]] virtual std::size_t activation_bytes() const = 0;

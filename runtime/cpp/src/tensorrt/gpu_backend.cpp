@@ -2,11 +2,19 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
 #include <string>
 
 namespace fastsam2::gpu {
 
 namespace {
+
+constexpr std::uintptr_t kInputAlignment = 256;  // what setTensorAddress asks for
+
+// Views, of rows in a batch for example, may begin anywhere.
+bool is_aligned(const Tensor& tensor) {
+  return reinterpret_cast<std::uintptr_t>(tensor.data()) % kInputAlignment == 0;
+}
 
 DType dtype_named(std::string_view name) {
   const std::array types{DType::Float32, DType::Int32, DType::UInt16, DType::UInt8, DType::Bool};
@@ -35,7 +43,8 @@ std::vector<Tensor> GpuBackend::run(GraphRole role, std::span<const NamedTensor>
       const std::string_view got = found == inputs.end() ? "none" : name_of(found->tensor.dtype());
       throw InternalError(expected(what, std::string(got) + " among " + std::to_string(inputs.size()), "Report this"));
     }
-    given.push_back({wanted.name, device_.put(found->tensor)});
+    const Tensor input = device_.put(found->tensor);
+    given.push_back({wanted.name, is_aligned(input) ? input : device_.copy(input)});
   }
   std::vector<NamedTensor> wanted;
   for (std::size_t i = 0; i < graph.outputs.size(); ++i) {

@@ -41,10 +41,12 @@ void GraphEngines::enqueue(GraphRole role, std::span<const NamedTensor> inputs, 
     return;
   }
   Key key{static_cast<std::int64_t>(role)};
+  std::vector<Shape> shapes;
   for (const std::span<const NamedTensor> side : {inputs, outputs}) {
     for (const auto& [name, tensor] : side) {
       key.push_back(reinterpret_cast<std::intptr_t>(tensor.data()));
       key.insert(key.end(), tensor.shape().begin(), tensor.shape().end());
+      shapes.push_back(tensor.shape());
     }
   }
   if (inner_->activation_bytes() != activations_) {  // the shared memory of the engines moved
@@ -52,15 +54,23 @@ void GraphEngines::enqueue(GraphRole role, std::span<const NamedTensor> inputs, 
   }
   std::unique_ptr<Recording>* known = recordings_.find(key);
   Recording* recording = known == nullptr ? nullptr : known->get();
-  if (recording == nullptr && often(key)) {
+  if (recording == nullptr && often(key) && shapes_[role] == shapes) {
     recording = record(role, key, inputs, outputs);
   }
   if (recording == nullptr) {
-    inner_->enqueue(role, inputs, outputs);
+    run(role, shapes, inputs, outputs);
     return;
   }
   recording->launch();
   ++launched_;
+}
+
+void GraphEngines::run(GraphRole role, const std::vector<Shape>& shapes, std::span<const NamedTensor> inputs,
+                       std::span<const NamedTensor> outputs) {
+  std::vector<Shape>& own = shapes_[role];
+  own.clear();  // until this went well
+  inner_->enqueue(role, inputs, outputs);
+  own = shapes;
 }
 
 bool GraphEngines::often(const Key& key) {

@@ -5,7 +5,8 @@
 //           ─ seen often ──► recorded once ─► recording ─► stream
 //
 // A recording holds the addresses it was made with. In steady state the pool hands out the same ones every few frames,
-// so a few recordings per engine and shape serve all frames.
+// so a few recordings per engine and shape serve all frames. A change of shapes, which may switch profiles, cannot be
+// recorded: the engine has to have run with these shapes right before.
 #pragma once
 
 #include <list>
@@ -60,6 +61,9 @@ class GraphEngines final : public Engines {
   };
 
   bool often(const Key& key);
+  // A run of the engine itself.
+  void run(GraphRole role, const std::vector<Shape>& shapes, std::span<const NamedTensor> inputs,
+           std::span<const NamedTensor> outputs);
   Recording* record(GraphRole role, const Key& key, std::span<const NamedTensor> inputs,
                     std::span<const NamedTensor> outputs);
   void forget();
@@ -69,6 +73,7 @@ class GraphEngines final : public Engines {
   Recent<int> seen_;
   Recent<std::unique_ptr<Recording>> recordings_;
   std::map<GraphRole, std::string> refused_;
+  std::map<GraphRole, std::vector<Shape>> shapes_;  // that each engine is set to
   std::int64_t recorded_ = 0;
   std::int64_t launched_ = 0;
   std::size_t activations_ = 0;

@@ -36,6 +36,7 @@ class InferContext {
   // Inputs whose shapes or values are missing; none if shapes contradict each other.
   virtual std::optional<std::vector<std::string>> infer_shapes() = 0;
   [[nodiscard]] virtual Dims shape(const std::string& tensor) const = 0;
+  // A multiple of 256.
   virtual bool set_address(const std::string& tensor, void* address) = 0;
   virtual bool enqueue(void* stream) = 0;
 };
@@ -62,7 +63,7 @@ class InferLibrary {
   InferLibrary& operator=(const InferLibrary&) = delete;
   virtual ~InferLibrary() = default;
 
-  [[nodiscard]] virtual std::string version() const = 0;  // as its Python package has it
+  [[nodiscard]] virtual std::string version() const = 0;  // its four numbers
   // Why the library says that it cannot run these engines on this GPU; none where it does not say so.
   virtual std::optional<std::string> refusal(std::span<const std::byte> engine) = 0;
   // Null if it fails.

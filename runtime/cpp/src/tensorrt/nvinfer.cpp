@@ -42,6 +42,12 @@ class Log final : public nvinfer1::ILogger {
   std::string said_;
 };
 
+// TensorRT keeps one logger for the process, with its address: it is never destroyed.
+Log& logger() {
+  static auto* log = new Log();
+  return *log;
+}
+
 std::string dtype_of(nvinfer1::DataType type) {
   switch (type) {
     case nvinfer1::DataType::kFLOAT:
@@ -141,12 +147,12 @@ class Library final : public InferLibrary {
     // Virtual tables keep their order within a major version; another one may refuse, or not notice.
     if (number("getInferLibMajorVersion") == std::to_string(NV_TENSORRT_MAJOR)) {
       using Create = void* (*)(void*, std::int32_t) noexcept;
-      runtime_.reset(static_cast<nvinfer1::IRuntime*>(
-          symbol<Create>("createInferRuntime_INTERNAL")(static_cast<nvinfer1::ILogger*>(&log_), NV_TENSORRT_VERSION)));
+      runtime_.reset(static_cast<nvinfer1::IRuntime*>(symbol<Create>("createInferRuntime_INTERNAL")(
+          static_cast<nvinfer1::ILogger*>(&logger()), NV_TENSORRT_VERSION)));
     }
     if (!runtime_) {
       const std::string headers = std::to_string(NV_TENSORRT_MAJOR) + "." + std::to_string(NV_TENSORRT_MINOR);
-      const std::string said = log_.said();
+      const std::string said = logger().said();
       throw BackendError(expected("a library of version " + headers + ", which this program was compiled for",
                                   FASTSAM2_NVINFER_LIBRARY " " + version_ + (said.empty() ? "" : ": " + said),
                                   "Install that version, or build fastsam2 with the headers of this one"));
@@ -164,7 +170,7 @@ class Library final : public InferLibrary {
     const auto validity =
         runtime_->getEngineValidity(engine.data(), static_cast<std::int64_t>(engine.size()), &diagnostics);
     if (validity == nvinfer1::EngineValidity::kINVALID) {
-      return "diagnostics " + std::to_string(diagnostics) + " of getEngineValidity; " + log_.said();
+      return "diagnostics " + std::to_string(diagnostics) + " of getEngineValidity; " + logger().said();
     }
 #endif
     return std::nullopt;
@@ -176,7 +182,7 @@ class Library final : public InferLibrary {
   }
 
   std::string said() override {
-    return log_.said();
+    return logger().said();
   }
 
  private:
@@ -195,7 +201,6 @@ class Library final : public InferLibrary {
   }
 
   void* library_;
-  Log log_;
   std::string version_;
   std::unique_ptr<nvinfer1::IRuntime> runtime_;
 };

@@ -128,13 +128,33 @@ void* Staging::take(std::size_t bytes) {
     start_ = 0;
   }
   if (piece_ == pieces_.size()) {
-    const std::size_t size = std::max(bytes, kStagingBytes);
-    pieces_.reserve(pieces_.size() + 1);
-    pieces_.push_back({static_cast<std::byte*>(gpu_->pinned(size)), size});
+    add(bytes);
   }
   void* memory = pieces_[piece_].memory + start_;
-  start_ += (bytes + kStagingAlignment - 1) / kStagingAlignment * kStagingAlignment;
+  const std::size_t taken = (bytes + kStagingAlignment - 1) / kStagingAlignment * kStagingAlignment;
+  start_ += taken;
+  used_ += taken;
   return memory;
+}
+
+void Staging::reset() noexcept {
+  if (piece_ > 0) {
+    for (const Piece& piece : pieces_) {
+      gpu_->release_pinned(piece.memory);
+    }
+    pieces_.clear();
+    try {
+      add(used_);
+    } catch (const std::exception&) {  // the next round asks again, and says so
+    }
+  }
+  piece_ = start_ = used_ = 0;
+}
+
+void Staging::add(std::size_t bytes) {
+  const std::size_t size = std::max(bytes, kStagingBytes);
+  pieces_.reserve(pieces_.size() + 1);
+  pieces_.push_back({static_cast<std::byte*>(gpu_->pinned(size)), size});
 }
 
 }  // namespace fastsam2::gpu

@@ -82,8 +82,9 @@ class Staging {
 
   // Memory that nothing else gets until `reset`, aligned to 64 bytes.
   void* take(std::size_t bytes);
-  // All of it is free again: the stream is through with all copies.
-  void reset() { piece_ = start_ = 0; }
+  // All of it is free again: the stream is through with all copies. A round that took several pieces leaves one of its
+  // size, so that what is held is what one round needs.
+  void reset() noexcept;
 
  private:
   struct Piece {
@@ -91,10 +92,13 @@ class Staging {
     std::size_t bytes;
   };
 
+  void add(std::size_t bytes);
+
   std::shared_ptr<Gpu> gpu_;
   std::vector<Piece> pieces_;
   std::size_t piece_ = 0;
   std::size_t start_ = 0;
+  std::size_t used_ = 0;  // of this round
 };
 
 }  // namespace fastsam2::gpu

@@ -4,6 +4,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <utility>
 
 #include "fastsam2/errors.hpp"
 #include "sha256.hpp"
@@ -144,6 +145,44 @@ fs::path folder_of(const fs::path& bundle, std::string_view flavor, std::string_
   return bundle / "engines" / name;
 }
 
+// Whether engines of a version, as the Python package of TensorRT names it, are those of a library, which tells four
+// numbers. The package leaves the last one out before 10.8, and may add `.postN`.
+bool is_release(std::string_view stored, std::string_view library) {
+  if (stored == library) {
+    return true;
+  }
+  stored = stored.substr(0, stored.find(".post"));
+  const bool has_four = std::ranges::count(library, '.') == 3;
+  return stored == library || (has_four && stored == library.substr(0, library.rfind('.')));
+}
+
+// The folder of engines for a library; where several fit, the one that names it best. One of the library's own version
+// where there is none.
+fs::path find_folder(const fs::path& bundle, std::string_view flavor, std::string_view version,
+                     std::string_view target) {
+  fs::path own = folder_of(bundle, flavor, version, target);
+  std::error_code error;
+  if (fs::is_regular_file(own / "engines.json", error)) {
+    return own;
+  }
+  const std::string before = std::string(flavor) + "-";
+  const std::string after = "-" + std::string(target);
+  std::string best;
+  for (const auto& folder : fs::directory_iterator(own.parent_path(), error)) {
+    const std::string name = folder.path().filename().string();
+    if (name.size() <= before.size() + after.size() || !name.starts_with(before) || !name.ends_with(after)) {
+      continue;
+    }
+    const std::string stored = name.substr(before.size(), name.size() - before.size() - after.size());
+    if (is_release(stored, version) && fs::is_regular_file(folder.path() / "engines.json", error)) {
+      best = std::max(best, stored, [](const std::string& a, const std::string& b) {
+        return std::pair(a.size(), a) < std::pair(b.size(), b);
+      });
+    }
+  }
+  return best.empty() ? own : folder_of(bundle, flavor, best, target);
+}
+
 // The engines.json of one folder; its files are not looked at.
 EngineSet read_set(const fs::path& folder) {
   const fs::path file = folder / "engines.json";
@@ -247,7 +286,7 @@ std::vector<std::string> targets_for(const fs::path& bundle, std::string_view fl
   std::error_code error;
   for (const std::string& target : {capability, std::string(kPortable)}) {
     if ((target != kPortable || runs_portable(capability)) &&
-        fs::is_regular_file(folder_of(bundle, flavor, version, target) / "engines.json", error)) {
+        fs::is_regular_file(find_folder(bundle, flavor, version, target) / "engines.json", error)) {
       there.push_back(target);
     }
   }
@@ -260,7 +299,7 @@ std::string default_target(std::string_view flavor, const std::string& capabilit
 
 EngineSet load_engines(const fs::path& bundle, const Manifest& manifest, std::string_view flavor,
                        std::string_view version, std::string_view target) {
-  const fs::path folder = folder_of(bundle, flavor, version, target);
+  const fs::path folder = find_folder(bundle, flavor, version, target);
   std::error_code error;
   if (!fs::is_regular_file(folder / "engines.json", error)) {
     throw BundleError(expected("engines " + folder.filename().string() + " in " + bundle.string(),

@@ -27,7 +27,7 @@ struct EngineEntry {
 
 struct EngineSet {
   std::string flavor;   // "tensorrt", "tensorrt-rtx"
-  std::string version;  // of its library
+  std::string version;  // of its Python package
   std::string target;   // portable, or a compute capability
   Limits limits;
   std::vector<EngineEntry> engines;
@@ -41,6 +41,9 @@ struct EngineSet {
 std::string build_command(const std::filesystem::path& bundle, std::string_view flavor, std::string_view target,
                           std::string_view precision = {}, const Limits* limits = nullptr);
 
+// `version` below is that of the library; engines are also its own where their version lacks the last of its four
+// numbers or ends in `.postN`, as the versions of its Python package do.
+//
 // Targets that a bundle has engines for and that run on a GPU of this compute capability, its own first.
 std::vector<std::string> targets_for(const std::filesystem::path& bundle, std::string_view flavor,
                                      std::string_view version, const std::string& capability);
