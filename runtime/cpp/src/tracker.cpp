@@ -10,6 +10,7 @@
 #include "prompts.hpp"
 #include "row_judge.hpp"
 #include "stages.hpp"
+#include "with_wait.hpp"
 
 namespace fastsam2 {
 
@@ -56,21 +57,6 @@ std::vector<Tensor> column(const std::vector<Reported>& reported, Member member)
     tensors.push_back(one.outcome->*member);
   }
   return tensors;
-}
-
-// Runs a call that ends with a wait for the device. One that fails before leaves copies behind whose memory is not used
-// again until somebody waits.
-template <typename Call>
-auto with_wait(Device& device, Call call) {
-  try {
-    return call();
-  } catch (...) {
-    try {
-      device.fetch({});
-    } catch (const std::exception&) {  // what failed first is what is told
-    }
-    throw;
-  }
 }
 
 Observation observed(const Result& result, std::size_t row, bool prompted) {
@@ -436,19 +422,6 @@ std::optional<std::int64_t> Tracker::frame() const {
 }
 const ModelSpec& Tracker::spec() const {
   return impl_->spec();
-}
-
-Tensor encode_text(Backend& backend, const ModelSpec& spec, std::span<const std::int32_t> ids) {
-  if (ids.empty() || ids.size() % kClipContext != 0) {
-    throw PromptError(expected("77 token ids a text", std::to_string(ids.size()), "Pad every text"));
-  }
-  const auto texts = static_cast<std::int64_t>(ids.size() / kClipContext);
-  const NamedTensor input{"ids", Tensor::of(ids, {texts, kClipContext})};
-  return with_wait(backend.device(), [&] {
-    const std::vector<Tensor> out = backend.run(GraphRole::TextEncoder, std::span(&input, 1));
-    check_outputs(GraphRole::TextEncoder, spec, std::span(&input, 1), out);
-    return backend.device().fetch(out)[0];
-  });
 }
 
 }  // namespace fastsam2

@@ -1,87 +1,12 @@
-#include <gtest/gtest.h>
-
-#include <atomic>
-#include <chrono>
 #include <cstddef>
-#include <cstdlib>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <functional>
-#include <future>
-#include <mutex>
 #include <sstream>
-#include <string>
-#include <thread>
-#include <vector>
 
-#include "fastsam2/fastsam2.h"
+#include "c_api_fixture.hpp"
 
+namespace fastsam2::testing {
 namespace {
-
-constexpr std::uint32_t kHeight = 48;
-constexpr std::uint32_t kWidth = 80;
-
-// Fills outputs with a wave; fails where `user` says so.
-int32_t run_wave(void* user, const char* role, const fastsam2_tensor*, uint32_t, const fastsam2_tensor* outputs,
-                 uint32_t output_count, char* message, uint32_t message_bytes) {
-  if (user != nullptr && std::string(role) == static_cast<const char*>(user)) {
-    std::strncpy(message, "the disc is full", message_bytes);
-    return 5;
-  }
-  for (std::uint32_t o = 0; o < output_count; ++o) {
-    auto* values = static_cast<float*>(outputs[o].data);
-    for (std::uint64_t i = 0; i < outputs[o].bytes / sizeof(float); ++i) {
-      values[i] = static_cast<float>(i % 7) - 2.5F;
-    }
-  }
-  return 0;
-}
-
-// A copy of a real manifest; without the files a bundle needs, where hashes are skipped and sizes are zero.
-class CApi : public ::testing::Test {
- protected:
-  void SetUp() override {
-    const char* bundle = std::getenv("FASTSAM2_TEST_BUNDLE");
-    if (bundle == nullptr) {
-      GTEST_SKIP() << "FASTSAM2_TEST_BUNDLE names no bundle";
-    }
-    folder_ = bundle;
-  }
-
-  fastsam2_bundle open_bundle(const char* failing = nullptr) {
-    fastsam2_bundle_options options{};
-    options.struct_size = sizeof options;
-    options.abi_version = FASTSAM2_ABI_VERSION;
-    options.run = run_wave;
-    options.user = const_cast<char*>(failing);
-    options.skip_hashes = 1;
-    fastsam2_bundle bundle{};
-    EXPECT_EQ(fastsam2_bundle_open(folder_.c_str(), &options, &bundle), FASTSAM2_OK) << fastsam2_last_error();
-    return bundle;
-  }
-
-  fastsam2_image frame() {
-    fastsam2_image image{};
-    image.struct_size = sizeof image;
-    image.height = kHeight;
-    image.width = kWidth;
-    image.pixels = pixels_.data();
-    image.pixel_bytes = pixels_.size();
-    return image;
-  }
-
-  static fastsam2_prompt box_prompt() {
-    static constexpr float kBox[] = {10, 10, 40, 30};
-    fastsam2_prompt prompt{};
-    prompt.struct_size = sizeof prompt;
-    prompt.box = kBox;
-    return prompt;
-  }
-
-  std::string folder_;
-  std::vector<std::uint8_t> pixels_ = std::vector<std::uint8_t>(kHeight * kWidth * 3, 90);
-};
 
 TEST_F(CApi, TracksAndOutlivesItsBundle) {
   const fastsam2_bundle bundle = open_bundle();
@@ -387,106 +312,6 @@ TEST_F(CApi, WhatTheCallbackSaysComesBack) {
   fastsam2_bundle_close(bundle);
 }
 
-TEST_F(CApi, ThreadsShareATracker) {
-  const fastsam2_bundle bundle = open_bundle();
-  fastsam2_tracker tracker{};
-  ASSERT_EQ(fastsam2_tracker_open(bundle, nullptr, &tracker), FASTSAM2_OK);
-  std::vector<std::thread> threads;
-  for (int i = 0; i < 4; ++i) {
-    threads.emplace_back([&] {
-      for (int n = 0; n < 3; ++n) {
-        fastsam2_result result{};
-        const fastsam2_image image = frame();
-        EXPECT_EQ(fastsam2_tracker_step(tracker, &image, &result), FASTSAM2_OK) << fastsam2_last_error();
-        EXPECT_EQ(fastsam2_result_close(result), FASTSAM2_OK);
-      }
-    });
-  }
-  for (std::thread& thread : threads) {
-    thread.join();
-  }
-  fastsam2_result result{};
-  const fastsam2_image image = frame();
-  ASSERT_EQ(fastsam2_tracker_step(tracker, &image, &result), FASTSAM2_OK);
-  fastsam2_result_view view{};
-  view.struct_size = sizeof view;
-  ASSERT_EQ(fastsam2_result_read(result, &view), FASTSAM2_OK);
-  EXPECT_EQ(view.frame, 12);
-  fastsam2_result_close(result);
-  fastsam2_tracker_close(tracker);
-  fastsam2_bundle_close(bundle);
-}
-
-// Stays in its first run until the test lets it go on.
-struct Gate {
-  std::promise<void> entered;
-  std::promise<void> leave;
-  std::once_flag once;
-};
-
-int32_t run_slowly(void* user, const char* role, const fastsam2_tensor* inputs, uint32_t input_count,
-                   const fastsam2_tensor* outputs, uint32_t output_count, char* message, uint32_t message_bytes) {
-  auto* gate = static_cast<Gate*>(user);
-  std::call_once(gate->once, [gate] {
-    gate->entered.set_value();
-    gate->leave.get_future().wait();
-  });
-  return run_wave(nullptr, role, inputs, input_count, outputs, output_count, message, message_bytes);
-}
-
-// `call` runs a graph, `close` has to wait for it.
-void expect_wait(Gate& gate, const std::function<void()>& call, const std::function<void()>& close) {
-  std::atomic<bool> closed = false;
-  std::thread caller(call);
-  gate.entered.get_future().wait();
-  std::thread closer([&] {
-    close();
-    closed = true;
-  });
-  std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  EXPECT_FALSE(closed);
-  gate.leave.set_value();
-  caller.join();
-  closer.join();
-}
-
-TEST_F(CApi, ClosingWaitsForCallsInOtherThreads) {
-  fastsam2_bundle_options options{};
-  options.struct_size = sizeof options;
-  options.abi_version = FASTSAM2_ABI_VERSION;
-  options.run = run_slowly;
-  options.skip_hashes = 1;
-  fastsam2_bundle bundle{};
-  fastsam2_tracker tracker{};
-  fastsam2_result result{};
-  const fastsam2_image image = frame();
-  const fastsam2_prompt prompt = box_prompt();
-  Gate of_tracker;
-  options.user = &of_tracker;
-  ASSERT_EQ(fastsam2_bundle_open(folder_.c_str(), &options, &bundle), FASTSAM2_OK) << fastsam2_last_error();
-  ASSERT_EQ(fastsam2_tracker_open(bundle, nullptr, &tracker), FASTSAM2_OK);
-  ASSERT_EQ(fastsam2_bundle_close(bundle), FASTSAM2_OK);
-  ASSERT_EQ(fastsam2_tracker_step(tracker, &image, &result), FASTSAM2_OK);  // runs no graph
-  ASSERT_EQ(fastsam2_result_close(result), FASTSAM2_OK);
-  expect_wait(
-      of_tracker, [&] { EXPECT_EQ(fastsam2_tracker_add(tracker, 1, &prompt, &result), FASTSAM2_OK); },
-      [&] { EXPECT_EQ(fastsam2_tracker_close(tracker), FASTSAM2_OK); });
-  EXPECT_EQ(fastsam2_result_close(result), FASTSAM2_OK);
-  EXPECT_EQ(fastsam2_tracker_reset(tracker), FASTSAM2_ERROR_HANDLE);
-  Gate of_bundle;
-  options.user = &of_bundle;
-  ASSERT_EQ(fastsam2_bundle_open(folder_.c_str(), &options, &bundle), FASTSAM2_OK) << fastsam2_last_error();
-  fastsam2_bundle_info info{};
-  info.struct_size = sizeof info;
-  ASSERT_EQ(fastsam2_bundle_describe(bundle, &info), FASTSAM2_OK);
-  const std::vector<std::int32_t> ids(77, 0);
-  std::vector<float> values(info.text_dim);
-  expect_wait(
-      of_bundle,
-      [&] { EXPECT_EQ(fastsam2_bundle_encode_text(bundle, ids.data(), 1, values.data(), values.size()), FASTSAM2_OK); },
-      [&] { EXPECT_EQ(fastsam2_bundle_close(bundle), FASTSAM2_OK); });
-}
-
 TEST_F(CApi, OlderCallersSeeWhatTheyKnow) {
   const fastsam2_bundle bundle = open_bundle();
   fastsam2_bundle_info info{};
@@ -499,3 +324,4 @@ TEST_F(CApi, OlderCallersSeeWhatTheyKnow) {
 }
 
 }  // namespace
+}  // namespace fastsam2::testing
