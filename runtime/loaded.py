@@ -15,7 +15,7 @@ from fastsam2.enums import BackendName, ExportTarget, GraphRole, PrunePolicy, Qu
 from fastsam2.errors import BackendError, BundleError, expected
 from fastsam2.runtime.auto_text import ClipCropEncoder, VocabularyDescriber
 from fastsam2.runtime.backends.open import open_backend
-from fastsam2.runtime.backends.protocol import Backend
+from fastsam2.runtime.backends.protocol import Backend, Float
 from fastsam2.runtime.image import ImagePredictor
 from fastsam2.runtime.stages import DEFAULT_MEMORY_BUDGET_MB
 from fastsam2.runtime.text import TextEncoder
@@ -102,7 +102,7 @@ class LoadedBundle:
             max_prompt_frames=max_prompt_frames,
             fill_hole_area=fill_hole_area,
             memory_budget_mb=memory_budget_mb,
-            texts=self.texts if routes else None,
+            texts=_WhenAsked(self) if routes and self.manifest.text is not None else None,
         )
 
     def describer(self, vocabulary: Sequence[str] | None = None, *, templates: Sequence[str] | None = None) -> VocabularyDescriber:
@@ -133,6 +133,19 @@ class LoadedBundle:
     def image(self) -> ImagePredictor:
         """A predictor for single pictures."""
         return ImagePredictor(self.tracker())
+
+
+class _WhenAsked:
+    """Encodes descriptions; the package tokenizers is needed for the first of them, and not where there is none."""
+
+    def __init__(self, loaded: LoadedBundle) -> None:
+        self._loaded = loaded
+
+    def encode(self, texts: Sequence[str]) -> Float:
+        """See `TextEncoder.encode`."""
+        encoder = self._loaded.texts
+        assert encoder is not None, "the bundle has a text encoder"
+        return encoder.encode(texts)
 
 
 def load(

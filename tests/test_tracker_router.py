@@ -5,6 +5,7 @@ Oracles: the same tracker without pruning (keep 1.0 changes no bit); the rule's 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -184,3 +185,16 @@ def test_what_is_refused(nano: LoadedBundle, clip: Any) -> None:
     if nano.manifest.router is None:
         with pytest.raises(BundleError, match=r"a bundle with a router.*train-router"):
             nano.tracker(prune=Prune(policy=PrunePolicy.ROUTER))
+
+
+def test_a_router_without_descriptions_needs_no_tokenizers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a plain `pip install fastsam2`."""
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    tracker = fastsam2.load("nano", threads=1).tracker(prune=Prune.preset("fast"))
+    frame = np.zeros((64, 96, 3), np.uint8)
+    tracker.step(frame)
+    tracker.add(1, box=(8, 8, 40, 40))
+    assert tracker.step(frame).tokens is not None
+    with pytest.raises(BackendError, match=r"package tokenizers .*pip install fastsam2\[text\]"):
+        tracker.add(2, box=(8, 8, 40, 40), text="the red star")
+    assert tracker.ids == (1,)
