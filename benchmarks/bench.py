@@ -28,7 +28,7 @@ from fastsam2.benchmarks.graph_work import timed_work, work_of
 from fastsam2.benchmarks.official_weights import Weights, build_official, official_weights
 from fastsam2.benchmarks.report_cases import END_TO_END
 from fastsam2.benchmarks.settle import settle
-from fastsam2.benchmarks.sides import COMPILED, OFFICIAL, OURS, Official, Ours, Side, fill
+from fastsam2.benchmarks.sides import COMPILED, OFFICIAL, OURS, Official, Ours, Side, fill, multiply
 from fastsam2.bundle import MANIFEST_NAME, sha256_of
 from fastsam2.config import KEEP_BUCKETS, Prune
 from fastsam2.engines import trt_compat
@@ -355,8 +355,7 @@ class _Bench:
 def _start(side: Side, objects: int) -> None:
     """Back to the full memories, of so many objects."""
     side.restore()
-    for object_id in range(2, objects + 1):
-        side.copy_object(object_id)
+    multiply(side, objects)
 
 
 def _memory_fields(memory: Mapping[Prune | None, dict[str, Any]], prune: Prune, objects: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from fastsam2.benchmarks.bench_frames import Box
 from fastsam2.benchmarks.official_weights import Weights, build_official
-from fastsam2.benchmarks.sides import COMPILED, OURS, Official, Ours, Side
+from fastsam2.benchmarks.sides import COMPILED, OURS, Official, Ours, Side, multiply
 from fastsam2.builtin import PACKAGE
 from fastsam2.bundle import read_manifest
 from fastsam2.config import Prune
@@ -115,8 +115,7 @@ def answer(request: Request, open_gpu: Callable[[int], Gpu] = PyCudaGpu) -> dict
     _advance(side, files, [next(frames) for _ in range(FILL_FRAMES - 1)])
     peaks, present = {}, 1
     for objects in request.objects:
-        for object_id in range(present + 1, objects + 1):
-            side.copy_object(object_id)
+        multiply(side, objects, present=present)
         present = objects
         _advance(side, files, [next(frames) for _ in range(FRAMES_EACH)])
         peaks[objects] = {"peak_bytes": peak_bytes()}

@@ -107,15 +107,17 @@ def check(wanted: Sequence[str], command: Callable[[str, Path], Sequence[str]], 
     record = read_record(out)
     record["conditions"] = conditions(usable_cores(), MODULE, PACKAGES)
     entries: dict[str, dict[str, Any]] = {entry["step"]: entry for entry in record["steps"]}
+
+    def note(entry: dict[str, Any]) -> None:
+        entries[entry["step"]] = entry
+        record["steps"] = list(entries.values())
+        write_json(out, record)
+
     for step in wanted:
         if step in entries and (entries[step]["ok"] or not again):
             continue
-        entries[step] = {"step": step, "ok": False, "error": "cut off: it was begun and there is no answer", "seconds": 0.0}
-        record["steps"] = list(entries.values())
-        write_json(out, record)
-        entries[step] = {**ask(step, command, timeout), "commit": record["conditions"]["commit"]}
-        record["steps"] = list(entries.values())
-        write_json(out, record)
+        note({"step": step, "ok": False, "error": "cut off: it was begun and there is no answer", "seconds": 0.0})
+        note({**ask(step, command, timeout), "commit": record["conditions"]["commit"]})
         print(f"{step}: {_summary(entries[step])} ({entries[step]['seconds']:.1f} s)", flush=True)
     return 0 if all(entries[step]["ok"] or "skipped" in entries[step] for step in wanted) else 1
 

@@ -76,6 +76,12 @@ def fill(side: Side, files: Sequence[Path], box: Box) -> None:
     side.save()
 
 
+def multiply(side: Side, objects: int, *, present: int = 1) -> None:
+    """Copy object 1 until there are `objects`, of which `present` are there already."""
+    for object_id in range(present + 1, objects + 1):
+        side.copy_object(object_id)
+
+
 class Ours:
     """A tracker of this package.
 

@@ -27,7 +27,7 @@ from fastsam2.benchmarks.bench_frames import box_in, store_frames
 from fastsam2.benchmarks.conditions import conditions
 from fastsam2.benchmarks.official_weights import build_official, official_weights
 from fastsam2.benchmarks.report_cases import MODEL
-from fastsam2.benchmarks.sides import Official, Ours, Side, fill
+from fastsam2.benchmarks.sides import Official, Ours, Side, fill, multiply
 from fastsam2.builtin import bundle_path
 from fastsam2.bundle import MANIFEST_NAME, Manifest, sha256_of
 from fastsam2.config import Prune
@@ -163,8 +163,7 @@ def _cases(
         own.follow(like)
         sides.append(own)
     for side in sides:
-        for object_id in range(2, count + 1):
-            side.copy_object(object_id)
+        multiply(side, count)
     taken: list[Taken] = measure(sides, [None] * len(sides), files, settle_s=settle_s)
     cases = []
     for name, one in zip(variants(count), taken[1:], strict=True):

@@ -22,8 +22,6 @@ from fastsam2.runtime.gpu.engines import ALIGNMENT, DeviceTensor
 from fastsam2.runtime.gpu.onnxruntime import OrtEngines
 from tests.kernel_host.driver import HostDriver
 
-_ALIGNMENT = ALIGNMENT
-
 
 class Place(NamedTuple):
     """A tensor without what keeps its memory: `DeviceTensor`."""
@@ -67,8 +65,8 @@ class FakeGpu:
         self.calls.append(("allocate", nbytes))
         if sum(len(held) for held in self.held.values()) + nbytes > self.limit:
             raise BackendError(expected(f"{nbytes} bytes of memory", f"{self.limit} in all", "Track fewer objects"))
-        held = np.full(nbytes + _ALIGNMENT, 0xFF, np.uint8)  # NaN in every float
-        address = -(-held.ctypes.data // _ALIGNMENT) * _ALIGNMENT
+        held = np.full(nbytes + ALIGNMENT, 0xFF, np.uint8)  # NaN in every float
+        address = -(-held.ctypes.data // ALIGNMENT) * ALIGNMENT
         self.held[address] = held
         return address
 

@@ -95,13 +95,15 @@ class GraphEngines:
         if self.inner.activation_bytes() != self._activations:  # the engines' shared memory moved: graphs point at the old one
             self._forget()
         graph = self._graphs.get(key)
-        shapes = tuple(shape for _, _, shape in key[1])
-        if graph is None and self._often(key) and self._shapes.get(role) == shapes:  # a change of shapes cannot be captured
-            graph = self._record(key, inputs, outputs)
         if graph is None:
-            self._shapes[role] = shapes
-            self.inner.enqueue(role, inputs, outputs)
-            return
+            shapes = tuple(shape for _, _, shape in key[1])
+            if self._often(key) and self._shapes.get(role) == shapes:  # a change of shapes cannot be captured
+                graph = self._record(key, inputs, outputs)
+            if graph is None:
+                self._shapes.pop(role, None)  # until this went well
+                self.inner.enqueue(role, inputs, outputs)
+                self._shapes[role] = shapes
+                return
         self._graphs.move_to_end(key)
         self._capture.launch(graph)
         self._launched += 1

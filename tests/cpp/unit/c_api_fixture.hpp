@@ -43,10 +43,16 @@ class CApi : public ::testing::Test {
     folder_ = bundle;
   }
 
-  fastsam2_bundle open_bundle(const char* failing = nullptr) {
+  static fastsam2_bundle_options options_of(fastsam2_backend backend) {
     fastsam2_bundle_options options{};
     options.struct_size = sizeof options;
     options.abi_version = FASTSAM2_ABI_VERSION;
+    options.backend = backend;
+    return options;
+  }
+
+  fastsam2_bundle open_bundle(const char* failing = nullptr) {
+    fastsam2_bundle_options options = options_of(FASTSAM2_BACKEND_CALLBACK);
     options.run = run_wave;
     options.user = const_cast<char*>(failing);
     options.skip_hashes = 1;

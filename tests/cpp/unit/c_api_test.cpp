@@ -119,9 +119,7 @@ TEST_F(CApi, BundlesOfAnotherAbiOrPlaceAreRefused) {
 
 TEST_F(CApi, BackendsThatCannotBeOpenedAreRefused) {
   const auto refused = [&](auto change) {
-    fastsam2_bundle_options options{};
-    options.struct_size = sizeof options;
-    options.abi_version = FASTSAM2_ABI_VERSION;
+    fastsam2_bundle_options options = options_of(FASTSAM2_BACKEND_CALLBACK);
     options.skip_hashes = 1;
     change(options);
     fastsam2_bundle bundle{};
@@ -173,10 +171,7 @@ TEST_F(CApi, CallersThatKnowNoBackendsGiveTheCallback) {
 }
 
 TEST_F(CApi, OnnxRuntimeRunsTheGraphsOrIsNotInThisBuild) {
-  fastsam2_bundle_options options{};
-  options.struct_size = sizeof options;
-  options.abi_version = FASTSAM2_ABI_VERSION;
-  options.backend = FASTSAM2_BACKEND_ONNXRUNTIME;
+  fastsam2_bundle_options options = options_of(FASTSAM2_BACKEND_ONNXRUNTIME);
   options.threads = 1;
   fastsam2_bundle bundle{};
   const fastsam2_status opened = fastsam2_bundle_open(folder_.c_str(), &options, &bundle);
@@ -212,10 +207,7 @@ TEST_F(CApi, OnnxRuntimeRunsTheGraphsOrIsNotInThisBuild) {
 TEST_F(CApi, AFolderThatIsRelativeIsThatOfTheOpening) {
   const std::filesystem::path before = std::filesystem::current_path();
   const std::filesystem::path folder = folder_;
-  fastsam2_bundle_options options{};
-  options.struct_size = sizeof options;
-  options.abi_version = FASTSAM2_ABI_VERSION;
-  options.backend = FASTSAM2_BACKEND_ONNXRUNTIME;
+  fastsam2_bundle_options options = options_of(FASTSAM2_BACKEND_ONNXRUNTIME);
   options.skip_hashes = 1;
   options.threads = 1;
   fastsam2_bundle bundle{};
@@ -243,9 +235,7 @@ TEST_F(CApi, BundlesWithoutTheGraphsOfATrackerAreRefused) {
   const std::string target = "\"onnxruntime\"";
   manifest.replace(manifest.find(target, manifest.find("\"mask_prompt\"")), target.size(), "\"tensorrt\"");
   std::ofstream(copy / "manifest.json") << manifest;
-  fastsam2_bundle_options options{};
-  options.struct_size = sizeof options;
-  options.abi_version = FASTSAM2_ABI_VERSION;
+  fastsam2_bundle_options options = options_of(FASTSAM2_BACKEND_CALLBACK);
   options.skip_hashes = 1;
   for (const auto backend : {FASTSAM2_BACKEND_CALLBACK, FASTSAM2_BACKEND_ONNXRUNTIME}) {
     options.backend = backend;
@@ -269,10 +259,7 @@ TEST_F(CApi, GraphsThatDoNotLoadAreReported) {
   const auto graph = copy / "image_encoder.onnx";
   const auto bytes = std::filesystem::file_size(graph);
   std::ofstream(graph, std::ios::binary) << std::string(bytes, 'x');  // of the size that the manifest says
-  fastsam2_bundle_options options{};
-  options.struct_size = sizeof options;
-  options.abi_version = FASTSAM2_ABI_VERSION;
-  options.backend = FASTSAM2_BACKEND_ONNXRUNTIME;
+  fastsam2_bundle_options options = options_of(FASTSAM2_BACKEND_ONNXRUNTIME);
   options.skip_hashes = 1;
   fastsam2_bundle bundle{};
   const fastsam2_status opened = fastsam2_bundle_open(copy.c_str(), &options, &bundle);

@@ -77,9 +77,7 @@ void expect_wait(Gate& gate, const std::function<void()>& call, const std::funct
 }
 
 TEST_F(CApiThreads, ClosingWaitsForCallsInOtherThreads) {
-  fastsam2_bundle_options options{};
-  options.struct_size = sizeof options;
-  options.abi_version = FASTSAM2_ABI_VERSION;
+  fastsam2_bundle_options options = options_of(FASTSAM2_BACKEND_CALLBACK);
   options.run = run_slowly;
   options.skip_hashes = 1;
   fastsam2_bundle bundle{};

@@ -4,6 +4,20 @@
 
 namespace fastsam2::gpu {
 
+namespace {
+
+std::vector<Shape> shapes_of(std::span<const NamedTensor> inputs, std::span<const NamedTensor> outputs) {
+  std::vector<Shape> shapes;
+  for (const std::span<const NamedTensor> side : {inputs, outputs}) {
+    for (const NamedTensor& given : side) {
+      shapes.push_back(given.tensor.shape());
+    }
+  }
+  return shapes;
+}
+
+}  // namespace
+
 template <typename Value>
 Value* GraphEngines::Recent<Value>::find(const Key& key) {
   const auto found = at.find(key);
@@ -41,12 +55,10 @@ void GraphEngines::enqueue(GraphRole role, std::span<const NamedTensor> inputs, 
     return;
   }
   Key key{static_cast<std::int64_t>(role)};
-  std::vector<Shape> shapes;
   for (const std::span<const NamedTensor> side : {inputs, outputs}) {
     for (const auto& [name, tensor] : side) {
       key.push_back(reinterpret_cast<std::intptr_t>(tensor.data()));
       key.insert(key.end(), tensor.shape().begin(), tensor.shape().end());
-      shapes.push_back(tensor.shape());
     }
   }
   if (inner_->activation_bytes() != activations_) {  // the shared memory of the engines moved
@@ -54,12 +66,15 @@ void GraphEngines::enqueue(GraphRole role, std::span<const NamedTensor> inputs, 
   }
   std::unique_ptr<Recording>* known = recordings_.find(key);
   Recording* recording = known == nullptr ? nullptr : known->get();
-  if (recording == nullptr && often(key) && shapes_[role] == shapes) {
-    recording = record(role, key, inputs, outputs);
-  }
   if (recording == nullptr) {
-    run(role, shapes, inputs, outputs);
-    return;
+    const std::vector<Shape> shapes = shapes_of(inputs, outputs);
+    if (often(key) && shapes_[role] == shapes) {
+      recording = record(role, key, inputs, outputs);
+    }
+    if (recording == nullptr) {
+      run(role, shapes, inputs, outputs);
+      return;
+    }
   }
   recording->launch();
   ++launched_;
