@@ -15,6 +15,7 @@ from fastsam2.training import nano
 from fastsam2.training.clips import Batches, BatchShape, is_visible, make_prompts, step_of, tight_box
 from fastsam2.training.evaluate import evaluate, first_mask_copied, nearest_colour, summary
 from fastsam2.training.held_out import SETS, HeldOutClip, make_clip
+from fastsam2.training.matching import install, matching_loss
 from fastsam2.training.model import build_model, look_at
 from fastsam2.training.rollout import frame_loss, reading_loss, roll, to_input
 from fastsam2.training.scene import HARD, PLAIN, Scene
@@ -134,8 +135,10 @@ def test_batches_are_deterministic_and_differ_by_step_and_process() -> None:
     assert (one[3].frames != other[3].frames).any()
     batch = one[0]
     assert batch.frames.shape == (2, 2, 3, 64, 64)
-    assert batch.masks.shape == (2, 4, 64, 64)
-    assert batch.masks[0].any((-2, -1)).all(), "every object is visible when it is prompted"
+    followed, single = batch.objects
+    assert followed.masks.shape == (2, 4, 64, 64) and single.masks.shape == (1, 4, 64, 64)
+    for objects in batch.objects:
+        assert objects.masks[0].any((-2, -1)).all(), "every object is visible when it is prompted"
 
 
 def test_pieces_show_objects_at_the_size_they_have_in_the_scene(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,10 +146,10 @@ def test_pieces_show_objects_at_the_size_they_have_in_the_scene(monkeypatch: pyt
     whole, cut = BatchShape(192, 2, 4, 3), BatchShape(96, 2, 4, 3, drawn=192)
     batch, same = Batches(cut, seed=1)[2], Batches(cut, seed=1)[2]
     assert batch.frames.shape == (4, 2, 3, 96, 96)
-    assert batch.masks.shape == (2, 12, 96, 96)
+    assert batch.objects[0].masks.shape == (2, 12, 96, 96)
     np.testing.assert_array_equal(batch.frames, same.frames)
-    assert batch.masks[0].any((-2, -1)).all(), "every object is visible when it is prompted"
-    areas = [np.median([Batches(shape, seed=1)[step].masks[0].sum((-2, -1)) for step in range(4)]) for shape in (whole, cut)]
+    assert batch.objects[0].masks[0].any((-2, -1)).all(), "every object is visible when it is prompted"
+    areas = [np.median([Batches(shape, seed=1)[step].objects[0].masks[0].sum((-2, -1)) for step in range(4)]) for shape in (whole, cut)]
     assert areas[1] == pytest.approx(areas[0], rel=0.4), "a quarter if scenes were shrunk instead of cut"
 
 
@@ -268,6 +271,77 @@ def test_reading_asks_for_a_rule_that_all_objects_share() -> None:
     losses = [float(reading_loss(e, target)) for e in (shared, own, noise)]
     assert losses[0] < 0.5 * losses[1] and losses[1] < losses[2]
     assert float(reading_loss(noise[:0], target[:0])) == 0
+
+
+def test_memory_begun_as_a_matcher_finds_the_mask_again() -> None:
+    """Random image features of a frame and of the same things elsewhere: what is read there says where the object is now."""
+    torch.manual_seed(0)
+    model = build_model(256)
+    n, tokens, width = 6, 16, model.hidden_dim
+    features = torch.randn(n, width, tokens, tokens)
+    masks = torch.zeros(n, 1, 256, 256)
+    for i in range(n):
+        masks[i, :, 64 : 64 + 16 * (2 + i), 48 : 48 + 16 * (3 + i)] = 1
+    install(model, features, masks)
+    moved = torch.roll(features, (2, 3), (2, 3))
+    truth = torch.nn.functional.avg_pool2d(torch.roll(masks, (32, 48), (2, 3)), 16).flatten(2).permute(2, 0, 1)  # [tokens, n, 1]
+    with torch.no_grad():
+        memory, where = model._encode_new_memory(
+            [features.flatten(2).permute(2, 0, 1)], [(tokens, tokens)], masks * 20 - 10, torch.ones(n, 1), True
+        )
+        positions = model.image_encoder.neck.position_encoding(features).flatten(2).permute(2, 0, 1)
+        memory, where = (x.flatten(2).permute(2, 0, 1) for x in (memory, where[0]))
+        now = moved.flatten(2).permute(2, 0, 1)
+
+        def error(masked: torch.Tensor) -> float:
+            """Of the best linear rule for what is read, as a share of the variance."""
+            read = model.memory_attention(curr=[now], curr_pos=[positions], memory=masked, memory_pos=where)
+            x = torch.cat([read, torch.ones_like(read[..., :1])], -1).flatten(0, 1)
+            y = truth.flatten(0, 1)
+            rule = torch.linalg.lstsq(x, y).solution
+            return float((x @ rule - y).var() / y.var())
+
+        assert error(memory) < 0.05
+        assert error(memory[:, torch.arange(n).roll(1)]) > 0.5, "the memory of another object"
+
+
+def test_matching_asks_for_features_that_tell_things_apart() -> None:
+    torch.manual_seed(0)
+    model = build_model(128)
+    ids = torch.zeros(2, 3, 128, 128, dtype=torch.uint8)
+    for t in range(3):
+        ids[:, t, 16 * t : 16 * t + 48, 32:64] = 1
+        ids[:, t, 64:112, 16 * t : 16 * t + 48] = 7
+    ids[0, 2] = 0  # gone: nothing can be said of it on that frame
+    kinds = torch.nn.functional.one_hot(ids[..., ::16, ::16].long(), 8).float().flatten(0, 1).flatten(1, 2)  # [6, tokens, 8]
+    looks = torch.randn(8, model.hidden_dim)
+    features = (3 * kinds @ looks + torch.randn(6, 64, model.hidden_dim)).transpose(0, 1)
+    noise = torch.randn_like(features)
+    masks = (ids.flatten(0, 1)[:, None] == 1).float()
+    positions = torch.zeros_like(features)
+    losses = []
+    for x in (features, noise):
+        install(model, x.permute(1, 2, 0).unflatten(2, (8, 8)), masks)
+        losses.append(float(matching_loss(model, x, positions, ids).detach()))
+    assert losses[0] < 0.3 * losses[1], losses
+    renamed = torch.where(ids == 7, 9, ids)
+    assert float(matching_loss(model, features, positions, renamed).detach()) == pytest.approx(
+        float(matching_loss(model, features, positions, ids).detach())
+    )
+
+
+@pytest.mark.parametrize("follow", [True, False])
+def test_frames_have_objects_of_their_own(follow: bool) -> None:
+    batch = Batches(BatchShape(96, 3, 4, 2, pace=4, drawn=192, follow=follow), seed=1)[1]
+    assert len(batch.objects) == 1 + follow
+    single = batch.objects[-1]
+    assert single.masks.shape == (1, 4 * (3 - follow) * 2, 96, 96)
+    assert single.masks.any((-2, -1)).all(), "every object is visible when it is prompted"
+    assert {1, 2} <= set(single.start.tolist()) <= {0, 1, 2}
+    for objects in batch.objects:
+        for t, masks in enumerate(objects.masks):
+            for mask, clip, start in zip(masks, objects.clip, objects.start, strict=True):
+                assert len(np.unique(batch.ids[clip, start + t][mask])) <= 1
 
 
 PLAN = (

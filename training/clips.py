@@ -25,13 +25,13 @@ _LEAST_SHARE = 0.003  # of the frame, that a prompted object shows
 _LEAST_VISIBLE = 0.35  # of its outline
 
 
-_Window = tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]
-"""Frames uint8 [T, H, W, 3] and masks bool [objects, T, H, W]."""
+_Window = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.int64]]
+"""Frames uint8 [T, H, W, 3], ids uint8 [T, H, W] as `Scene.render` gives them, and the ids of objects to prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """What is given on the first frame of each of B objects: points with labels, or masks.
+    """What is given of each of B objects on one frame: points with labels, or masks.
 
     Attributes:
         points: float32 [B, P, 2] in model pixels, or None. A box is two points labelled 2 and 3.
@@ -45,21 +45,36 @@ class Prompts:
 
 
 @dataclass(frozen=True, slots=True)
+class Objects:
+    """B objects of a batch that are prompted in the same way and followed over L frames, the prompted one included.
+
+    Attributes:
+        clip: int64 [B], whose.
+        start: int64 [B], the frame on which it is prompted.
+        masks: bool [L, B, S, S], what is visible of each on that frame and those after it.
+        prompts: pixels of the piece.
+    """
+
+    clip: npt.NDArray[np.int64]
+    start: npt.NDArray[np.int64]
+    masks: npt.NDArray[np.bool_]
+    prompts: Prompts
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Windows of several scenes.
 
     Attributes:
         frames: uint8 [clips, T, 3, S, S].
-        clip: int64 [B], the clip of each object.
-        masks: bool [T, B, S, S], what is visible of each object.
-        prompts: on frame 0, pixels of the piece.
+        ids: uint8 [clips, T, S, S], who is where: 0 background, 255 occluders, others the clip's objects, prompted or not.
+        objects: those followed from the first frame on, if there are such, and those prompted on one frame only.
         place: row and column, in a whole frame, at which the model is to take these pieces to be.
     """
 
     frames: npt.NDArray[np.uint8]
-    clip: npt.NDArray[np.int64]
-    masks: npt.NDArray[np.bool_]
-    prompts: Prompts
+    ids: npt.NDArray[np.uint8]
+    objects: tuple[Objects, ...]
     place: tuple[int, int] = (0, 0)
 
 
@@ -71,10 +86,11 @@ class BatchShape:
         size: side of the square frames, pixels.
         frames: per clip.
         clips: in a batch.
-        objects: per clip.
+        objects: per clip and kind: those that are followed from its first frame on, and those prompted on each other frame only.
         pace: speed of everything that moves; slow motion teaches to use the memory at all.
         drawn: side of the scenes that frames are cut out of, round an object; None for whole scenes. Cuts show an object at the size it
             has in a larger frame, for the cost of a small one, and go along with it some of the way.
+        follow: whether there are any of the first kind.
     """
 
     size: int
@@ -83,6 +99,7 @@ class BatchShape:
     objects: int
     pace: float = 1.0
     drawn: int | None = None
+    follow: bool = True
 
     @property
     def whole(self) -> int:
@@ -119,18 +136,37 @@ class Batches:
         shape = self.shape
         rng = np.random.default_rng((TRAINING_SEED, self.seed, self.rank, 1, step))
         cuts = 1 if shape.drawn is None else _CUTS
-        frames, masks = [], []
+        frames, ids, seen, inside = [], [], [], []
         for slot in range(shape.clips // cuts):
             generation = (step + slot * cuts * _REUSE // shape.clips) // _REUSE
             window = self._window(rng, slot, generation)
             for _ in range(cuts):
-                clip_frames, clip_masks = _augment(*self._piece(*window, rng), rng)
+                clip_frames, clip_ids, at_first = self._piece(*window, rng)
+                clip_frames, clip_ids = _augment(clip_frames, clip_ids, rng)
                 frames.append(clip_frames)
-                masks.append(clip_masks)
-        objects = np.concatenate(masks).swapaxes(0, 1)
-        clip = np.repeat(np.arange(shape.clips), shape.objects)
+                ids.append(clip_ids)
+                seen.append(window[2])
+                inside.append(at_first)
+        groups = []
+        if shape.follow:
+            groups.append(self._objects([(k, 0, clip, names) for k, (clip, names) in enumerate(zip(ids, inside, strict=True))], rng))
+        single = []
+        for k, (clip, names, at_first) in enumerate(zip(ids, seen, inside, strict=True)):
+            for t in range(len(groups), shape.frames):
+                large = _large(clip[t], names)
+                single.append((k, t, clip[t : t + 1], large) if len(large) else (k, 0, clip[:1], at_first))
+        if single:
+            groups.append(self._objects(single, rng))
         row, column = (_WINDOW * rng.integers(0, (shape.whole - shape.size) // _WINDOW + 1, 2)).tolist()
-        return Batch(np.stack(frames), clip, objects, make_prompts(objects[0], rng, masks=shape.frames > 1), (row, column))
+        return Batch(np.stack(frames), np.stack(ids), tuple(groups), (row, column))
+
+    def _objects(self, parts: list[tuple[int, int, npt.NDArray[np.uint8], npt.NDArray[np.int64]]], rng: np.random.Generator) -> Objects:
+        """So many of each part (a clip, a frame, ids from there on, who may be prompted) as a clip has; repeats where there are fewer."""
+        n = self.shape.objects
+        chosen = [np.resize(rng.permutation(names)[:n], n)[:, None, None] for *_, names in parts]
+        masks = np.concatenate([ids[:, None] == who for (_, _, ids, _), who in zip(parts, chosen, strict=True)], 1)
+        clip, start = (np.repeat([part[k] for part in parts], n) for k in (0, 1))
+        return Objects(clip, start, masks, make_prompts(masks[0], rng, masks=len(masks) > 1))
 
     def _make_scene(self, slot: int, generation: int, attempt: int) -> Scene:
         seed = (TRAINING_SEED, self.seed, self.rank, 0, slot, generation, attempt)
@@ -150,28 +186,30 @@ class Batches:
             start = float(rng.uniform(0, 3000))
             stride = float(rng.choice([1, 1, 2, 3]) * rng.choice([-1, 1])) * self.shape.pace
             first, ids = scene.render(start)
-            seen = [i for i in range(len(scene.actors)) if is_visible(scene, i, start, ids)]
+            seen = [i + 1 for i in range(len(scene.actors)) if is_visible(scene, i, start, ids)]
             if not seen:
                 continue
             rendered = [(first, ids)] + [scene.render(start + k * stride) for k in range(1, self.shape.frames)]
-            return np.stack([f for f, _ in rendered]), np.stack([[m == i + 1 for _, m in rendered] for i in seen])
+            return np.stack([f for f, _ in rendered]), np.stack([m for _, m in rendered]), np.array(seen)
         raise AssertionError("no window with a visible object in 25 scenes")
 
-    def _piece(self, frames: npt.NDArray[np.uint8], masks: npt.NDArray[np.bool_], rng: np.random.Generator) -> _Window:
-        """What a batch takes of a window: a square round one of its objects, and as many of those in it as a clip has."""
-        size, inside = self.shape.size, np.arange(len(masks))
+    def _piece(
+        self, frames: npt.NDArray[np.uint8], ids: npt.NDArray[np.uint8], seen: npt.NDArray[np.int64], rng: np.random.Generator
+    ) -> _Window:
+        """What a batch takes of a window: a square round one of its objects, and which are in it at first."""
+        size, inside = self.shape.size, seen
         if self.shape.drawn is not None:
-            anchor = int(rng.integers(len(masks)))
-            middles = _middle(masks[anchor, 0]) + rng.uniform(-_OFF_CENTRE, _OFF_CENTRE, 2) * size + self._drift(masks[anchor], rng)
+            anchor = int(rng.choice(seen))
+            mask = ids == anchor
+            middles = _middle(mask[0]) + rng.uniform(-_OFF_CENTRE, _OFF_CENTRE, 2) * size + self._drift(mask, rng)
             corners = np.clip(middles - size / 2, 0, self.shape.drawn - size).astype(int)
             pieces = [(np.s_[y : y + size], np.s_[x : x + size]) for y, x in corners]
-            whole = masks[:, 0].sum((1, 2))
+            whole = np.bincount(ids[0].ravel(), minlength=256)[seen]
             frames = np.stack([frame[piece] for frame, piece in zip(frames, pieces, strict=True)])
-            masks = np.stack([masks[:, t, rows, columns] for t, (rows, columns) in enumerate(pieces)], 1)
-            share = masks[:, 0].sum((1, 2)) / whole
-            inside = np.flatnonzero((share >= 0.5) | (inside == anchor))
-        chosen = np.resize(rng.permutation(inside)[: self.shape.objects], self.shape.objects)  # repeats where there are fewer
-        return frames, masks[chosen]
+            ids = np.stack([frame[piece] for frame, piece in zip(ids, pieces, strict=True)])
+            share = np.bincount(ids[0].ravel(), minlength=256)[seen] / whole
+            inside = seen[(share >= 0.5) | (seen == anchor)]
+        return frames, ids, inside
 
     @staticmethod
     def _drift(mask: npt.NDArray[np.bool_], rng: np.random.Generator) -> npt.NDArray[np.float64]:
@@ -179,6 +217,11 @@ class Batches:
         seen = np.flatnonzero(mask.any((1, 2)))
         way = rng.uniform(0, 1) * (_middle(mask[seen[-1]]) - _middle(mask[0]))
         return np.linspace(np.zeros(2), way, len(mask))
+
+
+def _large(ids: npt.NDArray[np.uint8], seen: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Which of the ids `seen` show enough of themselves to be prompted."""
+    return seen[np.bincount(ids.ravel(), minlength=256)[seen] >= _LEAST_SHARE * ids.size]
 
 
 def _middle(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
@@ -208,14 +251,16 @@ def visible_scene(seed: tuple[int, ...], level: Difficulty, size: tuple[int, int
     raise AssertionError("no scene with all targets visible at first in 1000")
 
 
-def _augment(frames: npt.NDArray[np.uint8], masks: npt.NDArray[np.bool_], rng: np.random.Generator) -> _Window:
+def _augment(
+    frames: npt.NDArray[np.uint8], ids: npt.NDArray[np.uint8], rng: np.random.Generator
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Mirror, turn, and swap colour channels, for a scene is used several times; frames come out as [T, 3, H, W]."""
     frames = frames[..., rng.permutation(3)]
     if rng.random() < 0.5:
-        frames, masks = frames[:, :, ::-1], masks[..., ::-1]
+        frames, ids = frames[:, :, ::-1], ids[..., ::-1]
     turns = int(rng.integers(4))
-    frames, masks = np.rot90(frames, turns, (1, 2)), np.rot90(masks, turns, (2, 3))
-    return np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), np.ascontiguousarray(masks)
+    frames, ids = np.rot90(frames, turns, (1, 2)), np.rot90(ids, turns, (1, 2))
+    return np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), np.ascontiguousarray(ids)
 
 
 def make_prompts(truth: npt.NDArray[np.bool_], rng: np.random.Generator, *, masks: bool) -> Prompts:

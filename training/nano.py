@@ -17,14 +17,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from fastsam2.training.clips import Batch, Batches, BatchShape, step_of
-from fastsam2.training.model import TrainableSam2, build_model
+from fastsam2.training.matching import install
+from fastsam2.training.model import TrainableSam2, build_model, look_at
 from fastsam2.training.muon import Muon, matrices
-from fastsam2.training.rollout import Rolled, roll
+from fastsam2.training.rollout import Rolled, roll, to_input
 from fastsam2.training.saves import halved, save
 from fastsam2.training.silhouettes import available_silhouettes
 
@@ -35,6 +37,8 @@ _CLIP_NORM = 0.5
 _WEIGHT_DECAY = 0.02
 _OTHERS_RATE = 0.3
 _EMA = 0.995
+_INSTALL_STEPS = 8  # batches whose features memory is begun with
+_INSTALL_SEED = 999  # no stage's
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +50,16 @@ class Stage:
         steps: in this stage.
         rate: learning rate of matrices at its begin and end, linear between; everything else learns at `_OTHERS_RATE` times that.
         teach_presence: gate masks by the truth, see `TrainableSam2`.
+        matching: weight of the loss on matching frames with each other, see `matching_loss`.
+        install: begin this stage with memory that matches, see `install`.
     """
 
     shape: BatchShape
     steps: int
     rate: tuple[float, float]
     teach_presence: bool = False
+    matching: float = 0.0
+    install: bool = False
 
 
 PLANS: dict[str, tuple[Stage, ...]] = {
@@ -71,14 +79,23 @@ PLANS: dict[str, tuple[Stage, ...]] = {
         Stage(BatchShape(256, 4, 4, 3, drawn=512), 220, (1.5e-3, 1e-3)),
         Stage(BatchShape(512, 4, 1, 3), 110, (1e-3, 2e-5)),
     ),
+    # Two hours of two CPU cores for weights whose memory is to be begun anew: features that match, then following with them.
+    "match": (
+        Stage(BatchShape(256, 3, 6, 3, pace=4, drawn=512, follow=False), 60, (0.0, 2e-3), teach_presence=True, matching=1.0, install=True),
+        Stage(BatchShape(256, 3, 6, 3, pace=4, drawn=512, follow=False), 600, (2e-3, 2e-3), teach_presence=True, matching=1.0),
+        Stage(BatchShape(256, 4, 4, 3, drawn=512), 300, (1.5e-3, 1.5e-3), teach_presence=True, matching=0.5),
+        Stage(BatchShape(256, 8, 3, 3, drawn=512), 300, (1.5e-3, 1e-3), matching=0.5),
+        Stage(BatchShape(512, 6, 1, 3), 200, (1e-3, 2e-5), matching=0.5),
+    ),
     # One datacenter GPU with a dozen cores that draw (`--workers 12`). Not run yet.
     "gpu": (
-        Stage(BatchShape(256, 1, 64, 5, drawn=512), 300, (0.0, 2e-3), teach_presence=True),
-        Stage(BatchShape(256, 1, 64, 5, drawn=512), 4000, (2e-3, 2e-3), teach_presence=True),
-        Stage(BatchShape(256, 2, 32, 4, pace=0.3, drawn=512), 1500, (2e-3, 1.5e-3), teach_presence=True),
-        Stage(BatchShape(256, 4, 24, 3, drawn=512), 3000, (1.5e-3, 1.5e-3)),
-        Stage(BatchShape(256, 8, 16, 3, drawn=512), 3000, (1.5e-3, 1e-3)),
-        Stage(BatchShape(512, 8, 8, 3), 2500, (1e-3, 1e-5)),
+        Stage(
+            BatchShape(256, 3, 24, 3, pace=4, drawn=512, follow=False), 300, (0.0, 2e-3), teach_presence=True, matching=1.0, install=True
+        ),
+        Stage(BatchShape(256, 3, 24, 3, pace=4, drawn=512, follow=False), 4000, (2e-3, 2e-3), teach_presence=True, matching=1.0),
+        Stage(BatchShape(256, 4, 24, 3, drawn=512), 3000, (2e-3, 2e-3), teach_presence=True, matching=0.5),
+        Stage(BatchShape(256, 8, 16, 3, drawn=512), 3000, (2e-3, 1.5e-3), matching=0.5),
+        Stage(BatchShape(512, 8, 8, 3), 2500, (1.5e-3, 1e-5), matching=0.5),
     ),
 }
 
@@ -165,6 +182,8 @@ class Trainer:
         while self.progress.stage < len(self.plan):
             stage = self.plan[self.progress.stage]
             self._resize(stage.shape.whole)
+            if stage.install and not self.progress.step:
+                self._install(stage)
             recent: list[Rolled] = []
             clock = time.monotonic()
             for batch in self._batches(stage):
@@ -204,6 +223,21 @@ class Trainer:
         )
         yield from loader
 
+    def _install(self, stage: Stage) -> None:
+        """Begin memory as `install` does, on the CPU: every process looks at what the first one draws and comes to the same weights."""
+        source = Batches(stage.shape, seed=self.seed * 1000 + _INSTALL_SEED, silhouettes=self.silhouettes)
+        batches = [source[step] for step in range(0, _INSTALL_STEPS * 8, 8)]  # eight steps share their scenes
+        torch.manual_seed(self.seed)
+        model = self.model.cpu()
+        look_at(model, stage.shape.size)
+        with torch.no_grad():
+            frames = to_input(torch.from_numpy(np.concatenate([b.frames[:, 0] for b in batches])))
+            features = model.forward_image(frames)["backbone_fpn"][-1]
+        install(model, features, torch.from_numpy(np.concatenate([b.objects[0].masks[0] for b in batches]))[:, None].float())
+        self.model = model.to(self.device)
+        self.average = Average(self.model)
+        self.optimizers = self._new_optimizers()
+
     def _step(self, stage: Stage, batch: Batch) -> tuple[Rolled, float]:
         begin, end = stage.rate
         rate = begin + (end - begin) * (self.progress.step + 0.5) / stage.steps
@@ -212,7 +246,13 @@ class Trainer:
                 group["lr"] = share * rate
         half = self.device.type == "cuda"
         with torch.autocast("cuda", torch.bfloat16, enabled=half):
-            rolled = roll(self.model, batch, device=self.device, teach_presence=stage.teach_presence)
+            rolled = roll(
+                self.model,
+                batch,
+                device=self.device,
+                teach_presence=stage.teach_presence,
+                matching=stage.matching,
+            )
         self.model.zero_grad(set_to_none=True)
         rolled.loss.backward()
         self._share_gradients()
@@ -298,6 +338,7 @@ class Trainer:
             "prompted_iou": _average([r.prompted_iou for r in recent]),
             "tracked_iou": _average([r.tracked_iou for r in recent]),
             "score_accuracy": _average([r.score_accuracy for r in recent]),
+            "matching": _average([r.matching for r in recent]),
             "norm": round(norm, 3),
         }
         with (self.folder / "log.jsonl").open("a") as log:

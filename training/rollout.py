@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastsam2.training.clips import Batch
+from fastsam2.training.clips import Batch, Objects
+from fastsam2.training.matching import matching_loss
 from fastsam2.training.model import Candidates, TrainableSam2, look_at
 
 _MEAN = (0.485, 0.456, 0.406)  # ImageNet, as sam2/utils/misc.py
@@ -22,12 +23,13 @@ _STEEPNESS = 4.0  # the regression answers about -1 and 1
 
 @dataclass(frozen=True, slots=True)
 class Rolled:
-    """Loss to differentiate, and what to print: mean IoU of the chosen masks on prompted and on tracked frames, score accuracy."""
+    """Loss to differentiate, and what to print: mean IoU of the chosen masks on prompted and on tracked frames, right scores, matching."""
 
     loss: Tensor
     prompted_iou: float
     tracked_iou: float
     score_accuracy: float
+    matching: float = float("nan")
 
 
 def to_input(frames: Tensor) -> Tensor:
@@ -37,7 +39,7 @@ def to_input(frames: Tensor) -> Tensor:
     return (frames.float() / 255 - mean) / std
 
 
-def roll(model: TrainableSam2, batch: Batch, *, device: torch.device, teach_presence: bool) -> Rolled:
+def roll(model: TrainableSam2, batch: Batch, *, device: torch.device, teach_presence: bool, matching: float = 0.0) -> Rolled:
     """Track a batch.
 
     Args:
@@ -45,17 +47,48 @@ def roll(model: TrainableSam2, batch: Batch, *, device: torch.device, teach_pres
         batch: frames, truth and prompts.
         device: where the model is.
         teach_presence: gate masks by the truth about who is in the frame instead of the model's score.
+        matching: weight of `matching_loss`.
     """
-    length = batch.frames.shape[1]
     look_at(model, batch.frames.shape[-1], *batch.place)
     frames = torch.from_numpy(batch.frames).to(device, non_blocking=True)
-    truth = torch.from_numpy(batch.masks).to(device, non_blocking=True).float()
-    clip = torch.from_numpy(batch.clip).to(device)
     backbone = model.forward_image(to_input(frames.flatten(0, 1)))
     _, features, positions, sizes = model._prepare_backbone_features(backbone)
+    seen = _Seen(features, positions, sizes, batch.frames.shape[1])
+    parts = [_follow(model, seen, objects, teach_presence=teach_presence) for objects in batch.objects]
+    loss, matched = torch.stack([part.loss for part in parts]).sum(), float("nan")
+    if matching:
+        rule = matching_loss(model, features[-1], positions[-1], torch.from_numpy(batch.ids).to(device))
+        loss, matched = loss + matching * rule, float(rule.detach())
+    prompted, tracked, right = (_mean([x for part in parts for x in part.told[k]]) for k in range(3))
+    return Rolled(loss, prompted, tracked, right, matched)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What the image encoder made of all frames, as `SAM2Base.track_step` takes it: lists by level, [h * w, clips * T, C]."""
+
+    features: list[Tensor]
+    positions: list[Tensor]
+    sizes: list[tuple[int, int]]
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Followed:
+    """Loss of some objects, and what is told of them: IoU where prompted, IoU where tracked, right scores."""
+
+    loss: Tensor
+    told: tuple[list[Tensor], list[Tensor], list[Tensor]]
+
+
+def _follow(model: TrainableSam2, seen: _Seen, objects: Objects, *, teach_presence: bool) -> _Followed:
+    """Prompt objects and track them over the frames they have masks for."""
+    device, length = seen.features[-1].device, len(objects.masks)
+    truth = torch.from_numpy(objects.masks).to(device, non_blocking=True).float()
+    first = torch.from_numpy(objects.clip * seen.length + objects.start).to(device)
     low = functional.adaptive_avg_pool2d(truth, truth.shape[-1] // 4)
     present = truth.flatten(2).any(-1)
-    prompts = batch.prompts
+    prompts = objects.prompts
     points = None
     if prompts.points is not None and prompts.labels is not None:
         points = {"point_coords": torch.from_numpy(prompts.points).to(device), "point_labels": torch.from_numpy(prompts.labels).to(device)}
@@ -63,18 +96,17 @@ def roll(model: TrainableSam2, batch: Batch, *, device: torch.device, teach_pres
 
     memory: dict[str, dict[int, dict[str, Tensor]]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
     losses: list[Tensor] = []
-    ious: list[list[Tensor]] = [[], []]
-    hits: list[Tensor] = []
+    told: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
     read: list[tuple[Tensor, Tensor]] = []
     for t in range(length):
-        rows = clip * length + t
+        rows = first + t
         model.present = present[t] if teach_presence else None
         out = model.track_step(
             frame_idx=t,
             is_init_cond_frame=t == 0,
-            current_vision_feats=[f[:, rows] for f in features],
-            current_vision_pos_embeds=[p[:, rows] for p in positions],
-            feat_sizes=sizes,
+            current_vision_feats=[f[:, rows] for f in seen.features],
+            current_vision_pos_embeds=[p[:, rows] for p in seen.positions],
+            feat_sizes=seen.sizes,
             point_inputs=points if t == 0 else None,
             mask_inputs=masks if t == 0 else None,
             output_dict=memory,
@@ -89,13 +121,13 @@ def roll(model: TrainableSam2, batch: Batch, *, device: torch.device, teach_pres
         if t:
             read.append((model.candidates.embedding[present[t]], low[t][present[t]]))
         with torch.no_grad():
-            ious[int(t > 0)].append(_iou(out["pred_masks"][:, 0] > 0, low[t] > 0.5)[present[t]])
-            hits.append(((model.candidates.score[:, 0] > 0) == present[t]).float())
+            told[t > 0].append(_iou(out["pred_masks"][:, 0] > 0, low[t] > 0.5)[present[t]])
+            told[2].append(((model.candidates.score[:, 0] > 0) == present[t]).float())
     model.present = None
     loss = torch.stack(losses).mean()
     if read:
         loss = loss + _READ_WEIGHT * reading_loss(*map(torch.cat, zip(*read, strict=True)))
-    return Rolled(loss, *(_mean(parts) for parts in (*ious, hits)))
+    return _Followed(loss, told)
 
 
 def frame_loss(candidates: Candidates, target: Tensor, present: Tensor) -> Tensor:
