@@ -122,10 +122,10 @@ def test_held_out_clips_repeat_show_every_target_and_have_their_own_seeds() -> N
 
 
 def test_workers_that_take_batches_in_turn_make_runs_of_steps() -> None:
-    steps = [step_of(position, 3) for position in range(72)]
+    steps = [step_of(position, 3, 8) for position in range(72)]
     assert sorted(steps) == list(range(72))
     assert steps[1:25:3] == list(range(8, 16)), "what the second worker takes first"
-    assert [step_of(position, 1) for position in range(20)] == list(range(20))
+    assert [step_of(position, 1, 8) for position in range(20)] == list(range(20))
 
 
 def test_batches_are_deterministic_and_differ_by_step_and_process() -> None:
@@ -379,6 +379,24 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(tmp_path: Pa
     parts = again.run().state_dict()
     for key, value in whole.items():
         assert torch.equal(value, parts[key]), key
+
+
+def test_what_does_not_learn_in_a_stage_stays_as_it_is(tmp_path: Path) -> None:
+    """Also where it learned in the stage before: an optimizer may hold momentum of it."""
+    plan = (
+        nano.Stage(BatchShape(64, 2, 1, 1), 2, (1e-3, 1e-3), teach_presence=True),
+        nano.Stage(BatchShape(64, 2, 1, 1, follow=False), 2, (1e-3, 1e-3), teach_presence=True, learns="sam_"),
+    )
+    trainer = nano.Trainer(plan, tmp_path, seed=3, device=torch.device("cpu"))
+    trainer.plan = plan[:1]
+    trainer.run()
+    trainer._resume()  # the weights themselves, not their average
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    trainer.plan = plan
+    trainer.run()
+    trainer._resume()
+    changed = {k for k, v in trainer.model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed and all(k.startswith("sam_") for k in changed), sorted(changed)[:5]
 
 
 def test_rules_that_know_nothing_score_as_they_should() -> None:

@@ -16,7 +16,7 @@ from fastsam2.training.silhouettes import Silhouette
 TRAINING_SEED = 0
 """First number of the seeds of training scenes; held-out sets use others (`held_out.py`)."""
 
-_REUSE = 8  # windows cut from a scene before it is replaced: painting a background costs as much as eight frames
+_PAINTING = 8  # frames that cost as much to draw as a scene costs to paint; as many are cut from one before it is replaced
 _CUTS = 2  # pieces of one window
 _OFF_CENTRE = 0.25  # of its side, how far a piece's middle is from the object's
 _CLOSE_UP = 0.25  # share of scenes with larger things than the sets that are scored
@@ -106,14 +106,19 @@ class BatchShape:
         """Side of the frames the model is for."""
         return self.drawn or self.size
 
+    @property
+    def reuse(self) -> int:
+        """How many steps in a row a scene serves."""
+        return max(1, _PAINTING // self.frames)
 
-def step_of(position: int, workers: int) -> int:
+
+def step_of(position: int, workers: int, reuse: int) -> int:
     """The step whose batch comes at a position, so that each of the workers, which take positions in turn, makes runs of steps.
 
-    A scene serves _REUSE steps in a row; every worker would paint every scene again if steps went round among them.
+    A scene serves `reuse` steps in a row; every worker would paint every scene again if steps went round among them.
     """
-    block, inside = divmod(position, _REUSE * workers)
-    return block * _REUSE * workers + inside % workers * _REUSE + inside // workers
+    block, inside = divmod(position, reuse * workers)
+    return block * reuse * workers + inside % workers * reuse + inside // workers
 
 
 class Batches:
@@ -138,7 +143,7 @@ class Batches:
         cuts = 1 if shape.drawn is None else _CUTS
         frames, ids, seen, inside = [], [], [], []
         for slot in range(shape.clips // cuts):
-            generation = (step + slot * cuts * _REUSE // shape.clips) // _REUSE
+            generation = (step + slot * cuts * shape.reuse // shape.clips) // shape.reuse
             window = self._window(rng, slot, generation)
             for _ in range(cuts):
                 clip_frames, clip_ids, at_first = self._piece(*window, rng)

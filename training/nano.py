@@ -52,6 +52,7 @@ class Stage:
         teach_presence: gate masks by the truth, see `TrainableSam2`.
         matching: weight of the loss on matching frames with each other, see `matching_loss`.
         install: begin this stage with memory that matches, see `install`.
+        learns: how the names of parameters begin that learn in this stage; the others stay as they are.
     """
 
     shape: BatchShape
@@ -60,7 +61,11 @@ class Stage:
     teach_presence: bool = False
     matching: float = 0.0
     install: bool = False
+    learns: str = ""
 
+
+_EVERY = BatchShape(256, 3, 24, 3, pace=4, drawn=512, follow=False)
+"""Frames some way apart, to be matched with each other; every one has objects to prompt."""
 
 PLANS: dict[str, tuple[Stage, ...]] = {
     # Two CPU cores, an hour and a half: low resolution teaches box -> mask and matching at a tenth of the cost.
@@ -81,18 +86,18 @@ PLANS: dict[str, tuple[Stage, ...]] = {
     ),
     # Two hours of two CPU cores for weights whose memory is to be begun anew: features that match, then following with them.
     "match": (
-        Stage(BatchShape(256, 3, 6, 3, pace=4, drawn=512, follow=False), 60, (0.0, 2e-3), teach_presence=True, matching=1.0, install=True),
-        Stage(BatchShape(256, 3, 6, 3, pace=4, drawn=512, follow=False), 600, (2e-3, 2e-3), teach_presence=True, matching=1.0),
-        Stage(BatchShape(256, 4, 4, 3, drawn=512), 300, (1.5e-3, 1.5e-3), teach_presence=True, matching=0.5),
-        Stage(BatchShape(256, 8, 3, 3, drawn=512), 300, (1.5e-3, 1e-3), matching=0.5),
-        Stage(BatchShape(512, 6, 1, 3), 200, (1e-3, 2e-5), matching=0.5),
+        Stage(replace(_EVERY, clips=6), 60, (0.0, 2e-3), teach_presence=True, matching=1.0, install=True),
+        Stage(replace(_EVERY, clips=6), 180, (2e-3, 2e-3), teach_presence=True, matching=1.0),
+        Stage(BatchShape(256, 4, 4, 3, drawn=512), 230, (2e-3, 2e-3), teach_presence=True, matching=0.5),
+        Stage(BatchShape(256, 8, 2, 3, drawn=512), 60, (2e-3, 1.5e-3), matching=0.5),
+        Stage(replace(_EVERY, frames=2, clips=4), 480, (2e-3, 1e-3), teach_presence=True, learns="sam_"),
+        Stage(replace(_EVERY, frames=2, clips=4), 450, (2e-3, 2e-3), teach_presence=True, matching=0.5),
+        Stage(BatchShape(512, 4, 1, 3), 200, (2e-3, 2e-5), matching=0.5),
     ),
     # One datacenter GPU with a dozen cores that draw (`--workers 12`). Not run yet.
     "gpu": (
-        Stage(
-            BatchShape(256, 3, 24, 3, pace=4, drawn=512, follow=False), 300, (0.0, 2e-3), teach_presence=True, matching=1.0, install=True
-        ),
-        Stage(BatchShape(256, 3, 24, 3, pace=4, drawn=512, follow=False), 4000, (2e-3, 2e-3), teach_presence=True, matching=1.0),
+        Stage(_EVERY, 300, (0.0, 2e-3), teach_presence=True, matching=1.0, install=True),
+        Stage(_EVERY, 4000, (2e-3, 2e-3), teach_presence=True, matching=1.0),
         Stage(BatchShape(256, 4, 24, 3, drawn=512), 3000, (2e-3, 2e-3), teach_presence=True, matching=0.5),
         Stage(BatchShape(256, 8, 16, 3, drawn=512), 3000, (2e-3, 1.5e-3), matching=0.5),
         Stage(BatchShape(512, 8, 8, 3), 2500, (1.5e-3, 1e-5), matching=0.5),
@@ -184,6 +189,8 @@ class Trainer:
             self._resize(stage.shape.whole)
             if stage.install and not self.progress.step:
                 self._install(stage)
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(name.startswith(stage.learns))
             recent: list[Rolled] = []
             clock = time.monotonic()
             for batch in self._batches(stage):
@@ -217,7 +224,7 @@ class Trainer:
         loader: Iterable[Batch] = torch.utils.data.DataLoader(
             source,  # type: ignore[arg-type]
             batch_size=None,
-            sampler=[step_of(position, self.workers) for position in todo],
+            sampler=[step_of(position, self.workers, stage.shape.reuse) for position in todo],
             num_workers=self.workers,
             prefetch_factor=4,
         )
@@ -226,7 +233,7 @@ class Trainer:
     def _install(self, stage: Stage) -> None:
         """Begin memory as `install` does, on the CPU: every process looks at what the first one draws and comes to the same weights."""
         source = Batches(stage.shape, seed=self.seed * 1000 + _INSTALL_SEED, silhouettes=self.silhouettes)
-        batches = [source[step] for step in range(0, _INSTALL_STEPS * 8, 8)]  # eight steps share their scenes
+        batches = [source[step] for step in range(0, _INSTALL_STEPS * stage.shape.reuse, stage.shape.reuse)]
         torch.manual_seed(self.seed)
         model = self.model.cpu()
         look_at(model, stage.shape.size)
@@ -266,7 +273,7 @@ class Trainer:
     def _share_gradients(self) -> None:
         if self.processes == 1:
             return
-        parameters = list(self.model.parameters())
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
         flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters])
         dist.all_reduce(flat)
         flat /= self.processes

@@ -18,7 +18,8 @@ _NEAR = 7  # logits round an object that count as its surroundings
 _RIDGE = 1e-3  # of the mean second moment of the pixel embedding
 _READ_RIDGE = 1e-2  # of that of what is read from the memory, which is wider and has fewer places
 _READ_WEIGHT = 0.5
-_STEEPNESS = 4.0  # the regression answers about -1 and 1
+_STEEPNESS = 4.0  # logits of these rules where they are sure
+_LEAST_WAY = 1e-3  # squared distance of two means
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +136,8 @@ def frame_loss(candidates: Candidates, target: Tensor, present: Tensor) -> Tenso
 
     The mask loss is Dice + 2 x cross-entropy over the frame + cross-entropy over the object and its surroundings: an object covers one to
     three hundredths of a frame, so a mean over the whole says next to nothing about its edges. Mask 0 (single-mask prompts) counts once;
-    of masks 1 to 3 the best and the mean count half each, so that none of them starves. One more mask, by the best linear rule on the
-    pixel embedding (`separation`), teaches that embedding what the decoder's own vectors do not ask for yet.
+    of masks 1 to 3 the best and the mean count half each, so that none of them starves. One more mask, by a simple rule on the pixel
+    embedding (`nearer_mean`), teaches that embedding what the decoder's own vectors do not ask for yet.
 
     Args:
         candidates: of B objects.
@@ -147,7 +148,7 @@ def frame_loss(candidates: Candidates, target: Tensor, present: Tensor) -> Tenso
     near = (functional.max_pool2d(target[:, None], 2 * _NEAR + 1, 1, _NEAR) > 0).float()
     mask = mask_loss(logits, target[:, None], near) + 2 * _cross_entropy(logits, target[:, None]).mean((-2, -1))
     several = 0.5 * mask[:, 1:].min(-1).values + 0.5 * mask[:, 1:].mean(-1)
-    ideal = mask_loss(separation(candidates.pixels, target, near[:, 0])[:, None], target[:, None], near)[:, 0]
+    ideal = mask_loss(nearer_mean(candidates.pixels, target, near[:, 0])[:, None], target[:, None], near)[:, 0]
     actual = _iou(logits.detach() > 0, target[:, None] > 0.5)
     guess = (candidates.iou - actual).abs().mean(-1)
     weight = present.float()
@@ -203,6 +204,26 @@ def separation(pixels: Tensor, target: Tensor, near: Tensor, *, ridge: float = _
         gram = gram + least[:, None, None] * torch.eye(gram.shape[-1], device=gram.device)
         rule = torch.linalg.solve(gram, (x * share) @ (2 * target.flatten(1)[..., None] - 1))
         return (_STEEPNESS * rule.mT @ x).view_as(target) - 30 * (1 - near)
+
+
+def nearer_mean(pixels: Tensor, target: Tensor, near: Tensor) -> Tensor:
+    """Logits [B, L, L] of the rule that asks which mean a pixel is nearer to, the object's or that of its surroundings.
+
+    Means are what attention can work out, which the best rule of `separation` is not; an embedding for which this one does is one that
+    the decoder's own vectors can use.
+
+    Args:
+        pixels: [B, C, L, L], embedding.
+        target: [B, L, L], 0..1.
+        near: [B, L, L], 0 or 1: the pixels to tell apart; logits elsewhere are far below zero.
+    """
+    x = pixels.flatten(2).float()
+    inside, outside = (near * target).flatten(1), (near * (1 - target)).flatten(1)
+    with torch.autocast(x.device.type, enabled=False):
+        ours, theirs = ((x @ share[..., None]) / share.sum(1).clamp(min=1)[:, None, None] for share in (inside, outside))
+        way = ours - theirs
+        between = (x - (ours + theirs) / 2).mT @ way / (way.square().sum(1, keepdim=True) + _LEAST_WAY)  # -1/2 at theirs, 1/2 at ours
+        return 2 * _STEEPNESS * between.view_as(target) - 30 * (1 - near)
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
