@@ -19,7 +19,8 @@ TRAINING_SEED = 0
 _PAINTING = 8  # frames that cost as much to draw as a scene costs to paint; as many are cut from one before it is replaced
 _CUTS = 2  # pieces of one window
 _OFF_CENTRE = 0.25  # of its side, how far a piece's middle is from the object's
-_CLOSE_UP = 0.25  # share of scenes with larger things than the sets that are scored
+_CLOSE_UP = 0.25  # share of scenes with larger things than the sets that are scored, as real video has them
+_CLOSEST = 3.0  # times as large
 _WINDOW = 128  # pixels, the widest window of the encoder
 _LEAST_SHARE = 0.003  # of the frame, that a prompted object shows
 _LEAST_VISIBLE = 0.35  # of its outline
@@ -181,7 +182,8 @@ class Batches:
         if side <= 128:  # what is small here could not be seen
             level = replace(level, radius=(level.radius[0] * 1.5, level.radius[1] * 1.5))
         elif rng.random() < _CLOSE_UP:
-            level = replace(level, radius=(level.radius[0] * 1.6, level.radius[1] * 1.6))
+            times = _CLOSEST ** rng.random()
+            level = replace(level, radius=(level.radius[0] * times, level.radius[1] * times))
         return Scene(seed, level, (side, side), aspect=float(np.exp(rng.uniform(-0.55, 0.65))), silhouettes=self.silhouettes)
 
     def _window(self, rng: np.random.Generator, slot: int, generation: int) -> _Window:
