@@ -381,24 +381,6 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(tmp_path: Pa
         assert torch.equal(value, parts[key]), key
 
 
-def test_what_does_not_learn_in_a_stage_stays_as_it_is(tmp_path: Path) -> None:
-    """Also where it learned in the stage before: an optimizer may hold momentum of it."""
-    plan = (
-        nano.Stage(BatchShape(64, 2, 1, 1), 2, (1e-3, 1e-3), teach_presence=True),
-        nano.Stage(BatchShape(64, 2, 1, 1, follow=False), 2, (1e-3, 1e-3), teach_presence=True, learns="sam_"),
-    )
-    trainer = nano.Trainer(plan, tmp_path, seed=3, device=torch.device("cpu"))
-    trainer.plan = plan[:1]
-    trainer.run()
-    trainer._resume()  # the weights themselves, not their average
-    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-    trainer.plan = plan
-    trainer.run()
-    trainer._resume()
-    changed = {k for k, v in trainer.model.state_dict().items() if not torch.equal(v, before[k])}
-    assert changed and all(k.startswith("sam_") for k in changed), sorted(changed)[:5]
-
-
 def test_rules_that_know_nothing_score_as_they_should() -> None:
     """A thing that stands still is copied perfectly; a red thing on green that moves is found by its colour alone."""
     frames = np.zeros((6, 60, 80, 3), np.uint8)

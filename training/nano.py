@@ -52,7 +52,6 @@ class Stage:
         teach_presence: gate masks by the truth, see `TrainableSam2`.
         matching: weight of the loss on matching frames with each other, see `matching_loss`.
         install: begin this stage with memory that matches, see `install`.
-        learns: how the names of parameters begin that learn in this stage; the others stay as they are.
     """
 
     shape: BatchShape
@@ -61,7 +60,6 @@ class Stage:
     teach_presence: bool = False
     matching: float = 0.0
     install: bool = False
-    learns: str = ""
 
 
 _EVERY = BatchShape(256, 3, 24, 3, pace=4, drawn=512, follow=False)
@@ -87,12 +85,10 @@ PLANS: dict[str, tuple[Stage, ...]] = {
     # Two hours of two CPU cores for weights whose memory is to be begun anew: features that match, then following with them.
     "match": (
         Stage(replace(_EVERY, clips=6), 60, (0.0, 2e-3), teach_presence=True, matching=1.0, install=True),
-        Stage(replace(_EVERY, clips=6), 180, (2e-3, 2e-3), teach_presence=True, matching=1.0),
-        Stage(BatchShape(256, 4, 4, 3, drawn=512), 230, (2e-3, 2e-3), teach_presence=True, matching=0.5),
-        Stage(BatchShape(256, 8, 2, 3, drawn=512), 60, (2e-3, 1.5e-3), matching=0.5),
-        Stage(replace(_EVERY, frames=2, clips=4), 480, (2e-3, 1e-3), teach_presence=True, learns="sam_"),
-        Stage(replace(_EVERY, frames=2, clips=4), 450, (2e-3, 2e-3), teach_presence=True, matching=0.5),
-        Stage(BatchShape(512, 4, 1, 3), 200, (2e-3, 2e-5), matching=0.5),
+        Stage(replace(_EVERY, clips=6), 400, (2e-3, 2e-3), teach_presence=True, matching=1.0),
+        Stage(BatchShape(256, 4, 4, 3, drawn=512), 300, (2e-3, 2e-3), teach_presence=True, matching=0.5),
+        Stage(BatchShape(256, 8, 2, 3, drawn=512), 150, (2e-3, 1.5e-3), matching=0.5),
+        Stage(BatchShape(512, 4, 1, 3), 200, (1.5e-3, 2e-5), matching=0.5),
     ),
     # One datacenter GPU with a dozen cores that draw (`--workers 12`). Not run yet.
     "gpu": (
@@ -189,8 +185,6 @@ class Trainer:
             self._resize(stage.shape.whole)
             if stage.install and not self.progress.step:
                 self._install(stage)
-            for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(name.startswith(stage.learns))
             recent: list[Rolled] = []
             clock = time.monotonic()
             for batch in self._batches(stage):
@@ -273,7 +267,7 @@ class Trainer:
     def _share_gradients(self) -> None:
         if self.processes == 1:
             return
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        parameters = list(self.model.parameters())
         flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters])
         dist.all_reduce(flat)
         flat /= self.processes
