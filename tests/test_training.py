@@ -381,6 +381,22 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(tmp_path: Pa
         assert torch.equal(value, parts[key]), key
 
 
+def test_the_average_lets_go_of_what_was_before_it_started_again() -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    average = nano.Average(model)
+
+    def update(value: float, times: int) -> float:
+        torch.nn.init.constant_(model.weight, value)
+        for _ in range(times):
+            average.update(model)
+        return float(average.values["weight"])
+
+    update(1.0, 400)
+    assert update(2.0, 20) < 1.5
+    average.start_again()
+    assert update(2.0, 20) > 1.999
+
+
 def test_rules_that_know_nothing_score_as_they_should() -> None:
     """A thing that stands still is copied perfectly; a red thing on green that moves is found by its colour alone."""
     frames = np.zeros((6, 60, 80, 3), np.uint8)

@@ -117,7 +117,7 @@ class Progress:
 
 
 class Average:
-    """Exponential moving average of a model's parameters; its memory is short at first.
+    """Exponential moving average of a model's parameters; its memory is short at first, and again when it starts again.
 
     Args:
         model: whose parameters.
@@ -125,6 +125,10 @@ class Average:
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.values = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self.count = 0
+
+    def start_again(self) -> None:
+        """Let the next updates outweigh all before: weights on their way through a new task are not worth a place in it."""
         self.count = 0
 
     def update(self, model: torch.nn.Module) -> None:
@@ -183,8 +187,10 @@ class Trainer:
         while self.progress.stage < len(self.plan):
             stage = self.plan[self.progress.stage]
             self._resize(stage.shape.whole)
-            if stage.install and not self.progress.step:
-                self._install(stage)
+            if not self.progress.step:
+                self.average.start_again()
+                if stage.install:
+                    self._install(stage)
             recent: list[Rolled] = []
             clock = time.monotonic()
             for batch in self._batches(stage):
