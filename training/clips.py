@@ -153,26 +153,28 @@ class Batches:
                 ids.append(clip_ids)
                 seen.append(window[2])
                 inside.append(at_first)
-        groups = []
+        everywhere, groups = np.stack(ids), []
         if shape.follow:
-            groups.append(self._objects([(k, 0, clip, names) for k, (clip, names) in enumerate(zip(ids, inside, strict=True))], rng))
+            groups.append(self._objects(everywhere, [(k, 0, names) for k, names in enumerate(inside)], shape.frames, rng))
         single = []
-        for k, (clip, names, at_first) in enumerate(zip(ids, seen, inside, strict=True)):
-            for t in range(len(groups), shape.frames):
-                large = _large(clip[t], names)
-                single.append((k, t, clip[t : t + 1], large) if len(large) else (k, 0, clip[:1], at_first))
+        for k, names in enumerate(seen):
+            for t in range(int(shape.follow), shape.frames):
+                large = _large(everywhere[k, t], names)
+                single.append((k, t, large) if len(large) else (k, 0, inside[k]))
         if single:
-            groups.append(self._objects(single, rng))
+            groups.append(self._objects(everywhere, single, 1, rng))
         row, column = (_WINDOW * rng.integers(0, (shape.whole - shape.size) // _WINDOW + 1, 2)).tolist()
-        return Batch(np.stack(frames), np.stack(ids), tuple(groups), (row, column))
+        return Batch(np.stack(frames), everywhere, tuple(groups), (row, column))
 
-    def _objects(self, parts: list[tuple[int, int, npt.NDArray[np.uint8], npt.NDArray[np.int64]]], rng: np.random.Generator) -> Objects:
-        """So many of each part (a clip, a frame, ids from there on, who may be prompted) as a clip has; repeats where there are fewer."""
+    def _objects(
+        self, ids: npt.NDArray[np.uint8], parts: Sequence[tuple[int, int, npt.NDArray[np.int64]]], length: int, rng: np.random.Generator
+    ) -> Objects:
+        """So many of each part (a clip, a frame, who may be prompted there) as a clip has; repeats where there are fewer."""
         n = self.shape.objects
         chosen = [np.resize(rng.permutation(names)[:n], n)[:, None, None] for *_, names in parts]
-        masks = np.concatenate([ids[:, None] == who for (_, _, ids, _), who in zip(parts, chosen, strict=True)], 1)
-        clip, start = (np.repeat([part[k] for part in parts], n) for k in (0, 1))
-        return Objects(clip, start, masks, make_prompts(masks[0], rng, masks=len(masks) > 1))
+        masks = np.concatenate([ids[k, t : t + length, None] == who for (k, t, _), who in zip(parts, chosen, strict=True)], 1)
+        clip, start = (np.repeat([part[i] for part in parts], n) for i in (0, 1))
+        return Objects(clip, start, masks, make_prompts(masks[0], rng, masks=length > 1))
 
     def _make_scene(self, slot: int, generation: int, attempt: int) -> Scene:
         seed = (TRAINING_SEED, self.seed, self.rank, 0, slot, generation, attempt)

@@ -50,7 +50,8 @@ def install(model: TrainableSam2, features: Tensor, masks: Tensor) -> None:
     encoder.pix_feat_proj.weight[:remembered, :, 0, 0] = project
     encoder.pix_feat_proj.bias[:remembered] = -project @ rows.mean(0)
     encoder.out_proj.weight[:, : model.mem_dim, 0, 0] = _GAIN * torch.eye(model.mem_dim)
-    seen, cells = encoder.mask_downsampler.encoder[:-1](_as_remembered(model, masks)).flatten(2).mT.flatten(0, 1), _coverage(masks)
+    given = masks * model.sigmoid_scale_for_mem_enc + model.sigmoid_bias_for_mem_enc
+    seen, cells = encoder.mask_downsampler.encoder[:-1](given).flatten(2).mT.flatten(0, 1), _coverage(masks)
     edges = (cells.amax(1) > 0) & (cells.amin(1) < 1)
     weight = torch.where(edges, 1 / edges.float().mean().clamp(min=1e-3), 1.0)
     fit, offset = _least_squares(seen, cells - 0.5, weight)
@@ -65,10 +66,12 @@ def install(model: TrainableSam2, features: Tensor, masks: Tensor) -> None:
     places = features.shape[-2] * features.shape[-1]
     positions = model.image_encoder.neck.position_encoding(features[:1]).flatten(2).mT.expand(len(features), -1, -1)
     directions = torch.linalg.qr(torch.randn(attention.d_model, _CELLS**2)).Q * rows.std()
-    for layer, queries in zip(attention.layers, _queries(model, features.flatten(2).mT, positions, fresh=True), strict=True):
+    for layer, queries in zip(attention.layers, _queries(model, features.flatten(2).mT, positions), strict=True):
         cross, width = layer.cross_attn_image, layer.cross_attn_image.internal_dim
         meeting, near = _meeting(width, remembered), _near(width)
         scale = math.sqrt(_SHARP * math.sqrt(width) / remembered)
+        layer.norm2.weight.fill_(1)
+        layer.norm2.bias.zero_()
         disturbed = queries + torch.randn(len(features), places, _CELLS**2).sign() @ directions.T
         fit, offset = _least_squares(layer.norm2(disturbed).flatten(0, 1), scale * content)
         for linear in (cross.q_proj, cross.k_proj, cross.v_proj, cross.out_proj):
@@ -100,10 +103,10 @@ def matching_loss(model: TrainableSam2, features: Tensor, positions: Tensor, ids
     counts = who.sum(2)  # [clips, T, names]
     known = (counts[:, :, None] >= 1) & (counts[:, None] >= 1) & ~torch.eye(length, dtype=torch.bool, device=ids.device)[..., None]
     share = who[:, :, None] * (known / counts[:, :, None].clamp(min=1))[:, :, :, None]  # [clips, T, T, tokens, names]
-    still = names == 0
+    still, rows = names == 0, _rows(model, x)
     parts = []
     for layer, queries in zip(model.memory_attention.layers, _queries(model, x, where), strict=True):
-        q, k = (y.unflatten(0, (clips, length)) for y in _meet(model, layer, queries, x))
+        q, k = (y.unflatten(0, (clips, length)) for y in _meet(layer, queries, rows))
         logits = torch.einsum("caqd,cbkd->cabqk", q, k) / math.sqrt(layer.cross_attn_image.internal_dim)
         answer = torch.einsum("cabqk,cbkn->cabqn", logits.softmax(-1), who)
         entropy = -(share * (answer + _LEAST).log()).sum(-2)  # a mean over the tokens of each name
@@ -112,27 +115,27 @@ def matching_loss(model: TrainableSam2, features: Tensor, positions: Tensor, ids
     return torch.stack(parts).mean()
 
 
-def _queries(model: TrainableSam2, x: Tensor, positions: Tensor, *, fresh: bool = False) -> list[Tensor]:
+def _queries(model: TrainableSam2, x: Tensor, positions: Tensor) -> list[Tensor]:
     """What each layer's queries are made of where nothing is read from the memory: [n, tokens, C] of features of that shape."""
-    attention = model.memory_attention
     x, out = x + 0.1 * positions, []
-    for layer in attention.layers:
-        if fresh:
-            layer.norm2.weight.fill_(1)
-            layer.norm2.bias.zero_()
+    for layer in model.memory_attention.layers:
         x = layer._forward_sa(x, positions)
         out.append(x)
         x = x + layer.linear2(layer.activation(layer.linear1(layer.norm3(x))))
     return out
 
 
-def _meet(model: TrainableSam2, layer: Any, queries: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def _rows(model: TrainableSam2, x: Tensor) -> Tensor:
+    """What memory rows say is there, [n, tokens, channels], of features [n, tokens, C]."""
+    encoder, remembered = model.memory_encoder, model.mem_dim - _CELLS**2
+    projected = encoder.pix_feat_proj(x.mT[..., None])[..., 0].mT
+    return functional.linear(projected, encoder.out_proj.weight[:remembered, :, 0, 0], encoder.out_proj.bias[:remembered])
+
+
+def _meet(layer: Any, queries: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Queries and keys without positions and masks, [n, tokens, channels] each; only what says what is there learns from them."""
-    encoder, cross = model.memory_encoder, layer.cross_attn_image
-    remembered = model.mem_dim - _CELLS**2
-    meeting = _meeting(cross.internal_dim, remembered).to(x.device)
-    project = encoder.out_proj.weight[:remembered, :, 0, 0]
-    rows = functional.linear(encoder.pix_feat_proj(x.mT[..., None])[..., 0].mT, project, encoder.out_proj.bias[:remembered])
+    cross, remembered = layer.cross_attn_image, rows.shape[-1]
+    meeting = _meeting(cross.internal_dim, remembered).to(rows.device)
     keys = functional.linear(rows, cross.k_proj.weight[meeting, :remembered], cross.k_proj.bias[meeting])
     return functional.linear(layer.norm2(queries), cross.q_proj.weight[meeting], cross.q_proj.bias[meeting]), keys
 
@@ -147,10 +150,6 @@ def _near(width: int) -> Tensor:
     """Channels that meet where places do: the real parts of some rotary pairs, both axes."""
     pairs = torch.tensor(_NEAR_PAIRS)
     return 2 * torch.cat([pairs, width // 4 + pairs])
-
-
-def _as_remembered(model: TrainableSam2, masks: Tensor) -> Tensor:
-    return masks * model.sigmoid_scale_for_mem_enc + model.sigmoid_bias_for_mem_enc
 
 
 def _coverage(masks: Tensor) -> Tensor:

@@ -188,9 +188,9 @@ class Trainer:
             stage = self.plan[self.progress.stage]
             self._resize(stage.shape.whole)
             if not self.progress.step:
-                self.average.start_again()
                 if stage.install:
                     self._install(stage)
+                self.average.start_again()
             recent: list[Rolled] = []
             clock = time.monotonic()
             for batch in self._batches(stage):
@@ -242,7 +242,6 @@ class Trainer:
             features = model.forward_image(frames)["backbone_fpn"][-1]
         install(model, features, torch.from_numpy(np.concatenate([b.objects[0].masks[0] for b in batches]))[:, None].float())
         self.model = model.to(self.device)
-        self.average = Average(self.model)
         self.optimizers = self._new_optimizers()
 
     def _step(self, stage: Stage, batch: Batch) -> tuple[Rolled, float]:

@@ -15,8 +15,7 @@ from fastsam2.training.model import Candidates, TrainableSam2, look_at
 _MEAN = (0.485, 0.456, 0.406)  # ImageNet, as sam2/utils/misc.py
 _STD = (0.229, 0.224, 0.225)
 _NEAR = 7  # logits round an object that count as its surroundings
-_RIDGE = 1e-3  # of the mean second moment of the pixel embedding
-_READ_RIDGE = 1e-2  # of that of what is read from the memory, which is wider and has fewer places
+_READ_RIDGE = 1e-2  # of the mean second moment of what is read from the memory
 _READ_WEIGHT = 0.5
 _STEEPNESS = 4.0  # logits of these rules where they are sure
 _LEAST_WAY = 1e-3  # squared distance of two means
@@ -168,10 +167,9 @@ def reading_loss(embedding: Tensor, target: Tensor) -> Tensor:
     if not len(embedding):
         return embedding.sum()
     target = functional.adaptive_avg_pool2d(target, embedding.shape[-1])
-    wide = embedding.movedim(1, 0).flatten(2)[None]  # [1, D, n, l * l]: one picture of all
-    logits = separation(wide, target.flatten(1)[None], torch.ones_like(target).flatten(1)[None], ridge=_READ_RIDGE)
     near = (functional.max_pool2d(target[:, None], 3, 1, 1) > 0).float()
-    return mask_loss(logits.view_as(near), target[:, None], near).mean() + 2 * _cross_entropy(logits.view_as(near), target[:, None]).mean()
+    logits = separation(embedding.movedim(1, 0).flatten(1), target.flatten()).view_as(near)
+    return mask_loss(logits, target[:, None], near).mean() + 2 * _cross_entropy(logits, target[:, None]).mean()
 
 
 def mask_loss(logits: Tensor, target: Tensor, near: Tensor) -> Tensor:
@@ -187,23 +185,19 @@ def mask_loss(logits: Tensor, target: Tensor, near: Tensor) -> Tensor:
     return dice + (_cross_entropy(logits, target) * near).sum((-2, -1)) / near.sum((-2, -1)).clamp(min=1)
 
 
-def separation(pixels: Tensor, target: Tensor, near: Tensor, *, ridge: float = _RIDGE) -> Tensor:
-    """Logits [B, L, L] of the linear rule that tells an object from its surroundings best: ridge regression to +-1, differentiable.
+def separation(places: Tensor, target: Tensor) -> Tensor:
+    """Logits [n] of the linear rule that tells places apart best: ridge regression to +-1, differentiable.
 
     Args:
-        pixels: [B, C, L, L], embedding.
-        target: [B, L, L], 0..1.
-        near: [B, L, L], 0 or 1: the pixels to tell apart; logits elsewhere are far below zero.
-        ridge: of the mean second moment.
+        places: [D, n], embedding.
+        target: [n], 0..1.
     """
-    x = torch.cat([pixels.flatten(2), torch.ones_like(pixels[:, :1]).flatten(2)], 1).float()
-    share = near.flatten(1)[:, None] / near.sum((-2, -1)).clamp(min=1)[:, None, None]
+    x = torch.cat([places, torch.ones_like(places[:1])]).float()
     with torch.autocast(x.device.type, enabled=False):
-        gram = (x * share) @ x.mT
-        least = ridge * gram.diagonal(dim1=1, dim2=2).mean(-1).clamp(min=0.1)
-        gram = gram + least[:, None, None] * torch.eye(gram.shape[-1], device=gram.device)
-        rule = torch.linalg.solve(gram, (x * share) @ (2 * target.flatten(1)[..., None] - 1))
-        return (_STEEPNESS * rule.mT @ x).view_as(target) - 30 * (1 - near)
+        gram = x @ x.T / len(target)
+        least = _READ_RIDGE * gram.diagonal().mean().clamp(min=0.1)
+        rule = torch.linalg.solve(gram + least * torch.eye(len(gram), device=gram.device), x @ (2 * target - 1) / len(target))
+        return _STEEPNESS * rule @ x
 
 
 def nearer_mean(pixels: Tensor, target: Tensor, near: Tensor) -> Tensor:
