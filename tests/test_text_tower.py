@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ import pytest
 import torch
 import transformers
 
+from fastsam2.builtin import bundle_path
+from fastsam2.bundle import read_manifest
+from fastsam2.errors import BundleError
 from fastsam2.export.text import load_clip_text
 from fastsam2.training import text_tower
+from fastsam2.training.finish import carry_text
 from fastsam2.training.held_out import SETS
 from fastsam2.training.shapes import SHAPES
 from fastsam2.training.text_tower import (
@@ -30,6 +35,7 @@ from fastsam2.training.text_tower import (
 )
 from fastsam2.training.textures import COLOURS, PATTERNS
 from fastsam2.vocabulary import read_vocabulary
+from tests.bare_nano import bare_nano
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +200,16 @@ def test_accuracy_counts_what_is_matched(tokenizer: Any) -> None:
 
     assert accuracy(Oracle(True), tokenizer, masked=False, crops=30, scenes=5) == 1.0
     assert accuracy(Oracle(False), tokenizer, masked=False, crops=30, scenes=5) == 0.0
+
+
+def test_text_is_carried_to_a_bundle_of_other_weights(tmp_path: Path) -> None:
+    """What comes of it is the giver without what belongs to its weights."""
+    giver = read_manifest(bundle_path("nano"))
+    shutil.copytree(bare_nano(), tmp_path / "new")
+    with pytest.raises(BundleError, match="a bundle with a text encoder"):
+        carry_text(bare_nano(), tmp_path / "new")
+    carry_text(bundle_path("nano"), tmp_path / "new")
+    got = read_manifest(tmp_path / "new")
+    assert giver.text is not None and giver.text.projection is not None
+    assert (got.text, got.router) == (giver.text.model_copy(update={"projection": None}), None)
+    assert (got.model, got.graphs) == (giver.model, tuple(g for g in giver.graphs if g.role.value != "router"))

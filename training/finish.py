@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import torch
 from PIL import Image
 
 import fastsam2
-from fastsam2.enums import ExportTarget
+from fastsam2.bundle import changed_bundle, read_manifest, write_manifest
+from fastsam2.enums import ExportTarget, GraphRole
+from fastsam2.errors import BundleError, expected
 from fastsam2.export.checkpoints import build_model
-from fastsam2.export.exporter import export_bundle
+from fastsam2.export.exporter import check_complete, export_bundle
 from fastsam2.runtime.overlay import PALETTE
 from fastsam2.training.evaluate import Method, evaluate, first_mask_copied, nearest_colour, summary, with_official, with_tracker
 from fastsam2.training.held_out import FPS, SETS, HeldOutClip, make_clip, make_set
@@ -42,6 +45,32 @@ def export(
 ) -> Path:
     """Export a nano checkpoint, replacing the bundle at `out`."""
     return export_bundle(str(CONFIG), str(weights), out, image_size=image_size, targets=tuple(targets), overwrite=True)
+
+
+def carry_text(source: Path, bundle: Path) -> None:
+    """Give a bundle the text and crop encoder of another; they know nothing of the weights of the rest.
+
+    A text projection and a router belong to the weights and are not carried over: `fastsam2 fit-text`, `fastsam2 train-router`.
+
+    Args:
+        source: folder of a bundle with descriptions.
+        bundle: folder of one as `export` writes it; stays as it was on any failure.
+
+    Raises:
+        BundleError: if `source` has no text encoder.
+    """
+    giver = read_manifest(source)
+    if giver.text is None:
+        raise BundleError(expected("a bundle with a text encoder", f"{source}, which has none", "Add one with fastsam2 add-text"))
+    graphs = [g for g in giver.graphs if g.role in (GraphRole.TEXT_ENCODER, GraphRole.CROP_ENCODER)]
+    text = giver.text.model_copy(update={"projection": None})
+    files = {g.file.path for g in graphs} | {text.tokenizer.path} | ({text.vocabulary.file.path} if text.vocabulary else set())
+    with changed_bundle(bundle) as (folder, old):
+        for path in sorted(files):
+            shutil.copyfile(source / path, folder / path)
+        spec = old.model.model_copy(update={"text_dim": giver.model.text_dim, "crop_size": giver.model.crop_size})
+        write_manifest(folder, old.model_copy(update={"graphs": (*old.graphs, *graphs), "text": text, "model": spec}))
+        check_complete(folder)
 
 
 def score(weights: Path, bundle: Path, *, sets: Iterable[str] = SETS, official: bool, say: Callable[[str], None] = print) -> dict[str, Any]:

@@ -388,6 +388,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=0, help="data-loading processes")
     parser.add_argument("--no-official", action="store_true", help="do not score the official predictor with the same weights")
     parser.add_argument("--finish", action="store_true", help="train no further: write bundle and scores of what there is")
+    parser.add_argument("--text", type=Path, help="bundle whose text and crop encoder the new one gets, such as fastsam2/models/nano")
     parser.add_argument("--initial", type=Path, help="weights to start from")
     return parser.parse_args(argv)
 
@@ -413,10 +414,12 @@ def train(args: argparse.Namespace) -> None:
 
 def finish(args: argparse.Namespace) -> None:
     """Write checkpoint and bundle of the averaged weights, at the size of the last stage, and score them."""
-    from fastsam2.training.finish import export, machine, score, write_weights
+    from fastsam2.training.finish import carry_text, export, machine, score, write_weights
 
     weights = write_weights(args.out / "average.pt", args.out / "nano.pt")
     bundle = export(weights, args.out / "bundle", image_size=PLANS[args.plan][-1].shape.whole)
+    if args.text is not None:
+        carry_text(args.text, bundle)
     last = args.out / "last.pt"  # not there where only the averaged weights came from the machine that trained
     progress = torch.load(last, map_location="cpu", weights_only=True)["progress"] if last.is_file() else None
     record = {"plan": args.plan, "seed": args.seed, "progress": progress, "machine": machine(), "silhouettes": len(available_silhouettes())}
