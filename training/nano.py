@@ -82,13 +82,13 @@ PLANS: dict[str, tuple[Stage, ...]] = {
         Stage(BatchShape(256, 4, 4, 3, drawn=512), 220, (1.5e-3, 1e-3)),
         Stage(BatchShape(512, 4, 1, 3), 110, (1e-3, 2e-5)),
     ),
-    # Two hours of two CPU cores for weights whose memory is to be begun anew: features that match, then following with them.
+    # Two and a half hours of two CPU cores for weights whose memory is to be begun anew: features that match, then following with them.
     "match": (
         Stage(replace(_EVERY, clips=6), 60, (0.0, 2e-3), teach_presence=True, matching=1.0, install=True),
         Stage(replace(_EVERY, clips=6), 400, (2e-3, 2e-3), teach_presence=True, matching=1.0),
         Stage(BatchShape(256, 4, 4, 3, drawn=512), 300, (2e-3, 2e-3), teach_presence=True, matching=0.5),
         Stage(BatchShape(256, 8, 2, 3, drawn=512), 150, (2e-3, 1.5e-3), matching=0.5),
-        Stage(BatchShape(512, 4, 1, 3), 200, (1.5e-3, 2e-5), matching=0.5),
+        Stage(BatchShape(512, 5, 1, 3), 200, (1.5e-3, 2e-5), matching=0.5),
     ),
     # One datacenter GPU with a dozen cores that draw (`--workers 12`). Not run yet.
     "gpu": (

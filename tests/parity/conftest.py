@@ -20,7 +20,7 @@ from fastsam2.runtime.loaded import LoadedBundle
 from fastsam2.training.finish import WEIGHTS
 from fastsam2.training.model import CONFIG
 
-from .clips import Clip, make_clip
+from .clips import Clip, drawn_clip, make_clip
 from .compare import Run
 from .official import Images, cache_images, official_predictor, run_official, save_checkpoint
 from .ours import CachedImages
@@ -83,8 +83,7 @@ def clips() -> dict[str, Clip]:
         "tall": make_clip("tall", 2, width=200, height=280),
         "curtain": make_clip("curtain", 3, curtain=CURTAIN),
         "full_size": make_clip("full_size", 1, frames=20),
-        "wide60": make_clip("wide60", 1, frames=60),
-        "tall60": make_clip("tall60", 2, width=200, height=280, frames=60),
+        "drawn": drawn_clip(),
     }
 
 

@@ -1,6 +1,7 @@
 """Parity on trained weights: the shipped bundle of nano against the official predictor with nano's checkpoint, over 60 frames.
 
-Oracle: as in test_parity. A trained model amplifies rounding, hence thresholds of its own.
+Oracle: as in test_parity. A trained model amplifies rounding, hence thresholds of its own; where it loses its object, by half with every
+frame, so the scenarios run on a clip on which the official predictor itself holds every object.
 """
 
 from __future__ import annotations
@@ -8,33 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from fastsam2.runtime.loaded import LoadedBundle
 
-from .clips import Clip
-from .compare import Run, compare
+from .clips import SHAPES, Clip
+from .compare import Run, compare, mask_iou
 from .ours import run_tracker, tracker_options
-from .scenarios import SCENARIOS, Scenario
+from .scenarios import SCENARIOS, Event, Scenario
 
 FAST = ("box", "mask_correction", "many_prompts")  # box, mask and click prompts; the others take some minutes in all
-# Here this little-trained model is no yardstick. `late_object`: one of the 87 low-resolution pixels of a mask differs;
-# `refined_first_frame`: 1.6e-3 standard deviations. The other three failed with the weights before these, where the official predictor
-# itself, with relative noise of 1e-6 (1e-5) on its image features, moved by IoU 0.993 and 3.6e-3 (0.968 and 2.9e-2) in `click`, and ours by
-# 0.974 and 2.0e-2.
-UNSTABLE = ("click", "three_objects", "removed_object", "late_object", "refined_first_frame")
+HELD = 0.5  # smallest IoU of the official masks with the truth
 
 
-def _marks(name: str) -> list[pytest.MarkDecorator]:
-    marks = [] if name in FAST else [pytest.mark.slow]
-    return (
-        [*marks, pytest.mark.xfail(reason="the weights amplify rounding beyond the thresholds", strict=False)]
-        if name in UNSTABLE
-        else marks
-    )
-
-
-@pytest.mark.parametrize("scenario", [pytest.param(s, marks=_marks(s.name), id=s.name) for s in SCENARIOS])
+@pytest.mark.parametrize("scenario", [pytest.param(s, marks=[] if s.name in FAST else [pytest.mark.slow], id=s.name) for s in SCENARIOS])
 @pytest.mark.xdist_group("nano")
 def test_trained_masks_are_the_official_ones(
     scenario: Scenario,
@@ -42,8 +32,35 @@ def test_trained_masks_are_the_official_ones(
     official_run: Callable[[str, Scenario], Run],
     clips: dict[str, Clip],
 ) -> None:
-    scenario = replace(scenario, clip=f"{scenario.clip}60")
+    things = _things(scenario)
+    scenario = _on_things(scenario, things, clips["drawn"])
     official = official_run("nano", scenario)
     assert len({frame for frame, _ in official}) == 60
-    ours = run_tracker(bundle("nano").tracker(**tracker_options(scenario)), scenario, clips[scenario.clip])
+    held = min(mask_iou(track.video > 0, clips["drawn"].truth[frame, things[i]]) for (frame, i), track in official.items())
+    assert held > HELD, f"the official predictor holds its objects at IoU {held} only: the case proves nothing"
+    ours = run_tracker(bundle("nano").tracker(**tracker_options(scenario)), scenario, clips["drawn"])
     compare(official, ours, trained=True).check()
+
+
+def _things(scenario: Scenario) -> dict[int, int]:
+    """Object id -> which of a clip's three things it is."""
+    return {i: k for k, i in enumerate(dict.fromkeys(e.id for e in scenario.events))}
+
+
+def _on_things(scenario: Scenario, things: dict[int, int], clip: Clip) -> Scenario:
+    """The same events with boxes, clicks and masks that meet the things of another clip."""
+    events = (_on_thing(e, clip.truth[e.frame, things[e.id]], SHAPES[things[e.id]]) for e in scenario.events)
+    return replace(scenario, clip=clip.name, events=tuple(events))
+
+
+def _on_thing(event: Event, mask: npt.NDArray[np.bool_], shape: str) -> Event:
+    y, x = np.nonzero(mask)
+    box = (float(x.min()), float(y.min()), float(x.max() + 1), float(y.max() + 1))
+    nearest = int(np.argmin((x - x.mean()) ** 2 + (y - y.mean()) ** 2))
+    inside, beside = (float(x[nearest]), float(y[nearest])), (box[0] + 2.0, box[1] + 2.0)
+    return replace(
+        event,
+        box=box if event.box else None,
+        points=tuple(inside if label else beside for label in event.labels),
+        mask=shape if event.mask else None,
+    )
