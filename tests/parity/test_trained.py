@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 
 from fastsam2.runtime.loaded import LoadedBundle
+from fastsam2.training.clips import tight_box
 
 from .clips import SHAPES, Clip
 from .compare import Run, compare, mask_iou
@@ -54,13 +55,13 @@ def _on_things(scenario: Scenario, things: dict[int, int], clip: Clip) -> Scenar
 
 
 def _on_thing(event: Event, mask: npt.NDArray[np.bool_], shape: str) -> Event:
+    x0, y0, x1, y1 = tight_box(mask).tolist()
     y, x = np.nonzero(mask)
-    box = (float(x.min()), float(y.min()), float(x.max() + 1), float(y.max() + 1))
     nearest = int(np.argmin((x - x.mean()) ** 2 + (y - y.mean()) ** 2))
-    inside, beside = (float(x[nearest]), float(y[nearest])), (box[0] + 2.0, box[1] + 2.0)
+    inside, beside = (float(x[nearest]), float(y[nearest])), (x0 + 2.0, y0 + 2.0)
     return replace(
         event,
-        box=box if event.box else None,
+        box=(x0, y0, x1, y1) if event.box else None,
         points=tuple(inside if label else beside for label in event.labels),
         mask=shape if event.mask else None,
     )
