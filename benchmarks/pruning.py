@@ -28,8 +28,8 @@ import numpy as np
 
 from fastsam2.benchmarks.conditions import conditions
 from fastsam2.benchmarks.datasets import Clip
-from fastsam2.benchmarks.pruning_table import ALL_TEXTS, DENSE, POLICIES, QUERY_POLICIES, Case, cases, goals, plot, table
-from fastsam2.benchmarks.row_rules import FeatureCache, Foresight, RuleBackend, mask_and_uncertainty, relevance
+from fastsam2.benchmarks.pruning_table import ALL_TEXTS, DENSE, ORACLES, POLICIES, QUERY_POLICIES, Case, cases, goals, plot, table
+from fastsam2.benchmarks.row_rules import FeatureCache, Foresight, RuleBackend, mask_and_uncertainty, mask_sample, relevance
 from fastsam2.benchmarks.score import score_masks
 from fastsam2.builtin import bundle_path
 from fastsam2.bundle import read_manifest
@@ -84,7 +84,7 @@ def run_job(job: Job) -> list[dict[str, Any]]:
     loaded = _load(job.bundle, job.threads)
     clip = study_clip(job.set, job.seed, job.clip, frames=job.frames)
     backend = FeatureCache(loaded.backend)
-    mass = _foresee(job, clip, loaded, backend) if any(c.policy == "oracle" for c in job.todo) else {}
+    mass = _foresee(job, clip, loaded, backend) if any(c.policy in ORACLES for c in job.todo) else {}
     place = {"set": job.set, "seed": job.seed, "clip": job.clip}
     return [{**place, **asdict(case), **_score(case, clip, loaded, backend, mass, job)} for case in job.todo]
 
@@ -103,7 +103,7 @@ def _foresee(job: Job, clip: HeldOutClip, loaded: LoadedBundle, backend: Backend
 def _score(
     case: Case, clip: HeldOutClip, loaded: LoadedBundle, backend: Backend, mass: dict[tuple[int, int], Float], job: Job
 ) -> dict[str, Any]:
-    foresight = Foresight(mass, loaded.spec)
+    foresight = Foresight(mass, loaded.spec, sample=case.policy == "oracle_sample")
     spoken = _descriptions(case, clip, loaded, job)
     tracker = Tracker(
         _backend(case, loaded, backend, foresight),
@@ -145,7 +145,9 @@ def _backend(case: Case, loaded: LoadedBundle, backend: Backend, foresight: Fore
             return RuleBackend(backend, mask_and_uncertainty(loaded.spec))
         case "text":
             return RuleBackend(backend, relevance(loaded.backend, loaded.spec))
-        case "oracle":
+        case "mask_sample":
+            return RuleBackend(backend, mask_sample(loaded.spec))
+        case "oracle" | "oracle_sample":
             return RuleBackend(backend, foresight)
         case _:
             return backend

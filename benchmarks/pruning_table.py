@@ -16,7 +16,9 @@ import numpy as np
 from fastsam2.config import LEAST_MERGED
 from fastsam2.errors import BackendError, expected
 
-POLICIES = ("dense", "random", "uniform", "pool2x2", "mask", "mask_uncertainty", "text", "router", "oracle")
+ORACLES = ("oracle", "oracle_sample")
+"""Know the attention to come: the rows with the most of it, and a sample in proportion to it."""
+POLICIES = ("dense", "random", "uniform", "pool2x2", "mask", "mask_uncertainty", "mask_sample", "text", "router", *ORACLES)
 QUERY_POLICIES = ("drop", "merge")
 """Which tokens of the current frame query a dense memory; need a bundle with query_attention, so they are only measured where asked for."""
 TEXTS: Mapping[str, tuple[str, ...]] = {"text": ("right", "wrong", "reversed"), "router": ("none", "right", "wrong", "reversed")}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
+import cv2
 import numpy as np
 
 from fastsam2.config import ModelSpec
@@ -16,11 +17,13 @@ from fastsam2.enums import GraphRole
 from fastsam2.errors import InternalError, expected
 from fastsam2.runtime.backends.protocol import Array, Backend, Float
 from fastsam2.runtime.policies.mask import cell_coverage
-from fastsam2.runtime.policies.uniform import uniform_scores
+from fastsam2.spread import even_noise, uniform_scores
 
 Rule = Callable[[Mapping[str, Array]], Float]
 """Inputs of `contracts.GRAPHS[ROUTER]` -> scores float32 [B, N]; only their order matters."""
 
+_OWN = 0.5  # coverage from which a cell belongs to the object
+_LEAST_MASS = 1e-12
 _TIE = 1e-4  # the even spread decides between cells that a cue does not tell apart
 
 
@@ -76,6 +79,25 @@ def mask_and_uncertainty(spec: ModelSpec) -> Rule:
     return rule
 
 
+def mask_sample(spec: ModelSpec) -> Rule:
+    """A sample as the router takes one, without training: a third each from the object, from what is near it and from the ground.
+
+    "Near" is within two cells of the object's; what is not there leaves its third to the others.
+    """
+    noise = even_noise(spec.grid)
+
+    def rule(inputs: Mapping[str, Array]) -> Float:
+        scores = []
+        for logits in inputs["low_res_logits"]:
+            own = cell_coverage(logits[0], spec.grid) >= _OWN
+            wide = cv2.dilate(own.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(np.bool_)
+            density = sum(part / max(int(part.sum()), 1) for part in (own, wide & ~own, ~wide))
+            scores.append(np.log(np.asarray(density, np.float32).reshape(-1)) + noise)
+        return np.stack(scores)
+
+    return rule
+
+
 def relevance(backend: Backend, spec: ModelSpec) -> Rule:
     """Cosine of token and projected description, as the bundle's own router works it out, and nothing else."""
     spread = _TIE * uniform_scores(spec.grid) / spec.tokens
@@ -92,14 +114,15 @@ class Foresight:
     Args:
         mass: float32 [N] by (object id, frame), as recorded.
         spec: model sizes.
+        sample: take a sample in proportion to the attention, as the router does, instead of the rows with the most of it.
 
     Attributes:
         frame: whose rows are judged next; the caller sets it before every step.
         ids: objects in the tracker's order.
     """
 
-    def __init__(self, mass: Mapping[tuple[int, int], Float], spec: ModelSpec) -> None:
-        self.mass, self.spec = mass, spec
+    def __init__(self, mass: Mapping[tuple[int, int], Float], spec: ModelSpec, *, sample: bool = False) -> None:
+        self.mass, self.spec, self.sample = mass, spec, sample
         self.frame = 0
         self.ids: Sequence[int] = ()
 
@@ -114,4 +137,6 @@ class Foresight:
             raise InternalError(expected(f"all {len(self.ids)} objects in one batch", count, "Raise the tracker's memory budget"))
         spread = _TIE * uniform_scores(self.spec.grid) / self.spec.tokens
         known = [self.mass[i, self.frame] for i in self.ids]
+        if self.sample:
+            return np.stack([np.log(np.maximum(own, _LEAST_MASS)) + even_noise(self.spec.grid) for own in known])
         return np.stack([own / max(float(own.max()), 1e-12) + spread for own in known]).astype(np.float32)

@@ -123,7 +123,12 @@ _ROUTED = (
     _t("iou", "float32", "B", "predicted IoU of the mask, 0..1"),
 )
 _ROUTES = (
-    _t("scores", "float32", "B N", "worth of each memory row; softmax over the frame, so a frame sums to 1"),
+    _t(
+        "scores",
+        "float32",
+        "B N",
+        "worth of each memory row, with noise that spreads the largest evenly; softmax over the frame, so a frame sums to 1",
+    ),
     _t("relevance", "float32", "B N", "cosine of token and projected text, -1..1; 0 without text"),
     _t("context", "float32", "1 N", "how much a token differs from its 3 x 3 neighbourhood, in units of the mean token length"),
 )

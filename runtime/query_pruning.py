@@ -19,8 +19,8 @@ import numpy.typing as npt
 from fastsam2.config import IMAGE_STRIDE, LOW_RES_STRIDE, ModelSpec, Prune
 from fastsam2.enums import QueryPolicy
 from fastsam2.runtime.backends.protocol import Float
-from fastsam2.runtime.policies.uniform import uniform_scores
 from fastsam2.runtime.uncertainty import uncertainty
+from fastsam2.spread import uniform_scores
 
 UNDECIDED = 0.25  # uncertainty from which a cell counts as undecided: the mean logit is within ±2.6 of the border
 ANCHORS = 0.25  # share of the queries of drop that is spread over the cells far from the mask

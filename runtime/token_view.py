@@ -1,6 +1,6 @@
 """Pictures of which memory rows are kept and why.
 
-one line of panels for each object:  kept | score | context | relevance | uncertainty     (the last three with the router only)
+one line of panels for each object:  kept | log10 score | context | relevance | uncertainty     (with the router; kept | score otherwise)
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from fastsam2.runtime.result import TokenReport
 
 PANEL_WIDTH = 320  # pixels
 MAX_LINES = 4  # objects shown
+_LOG_SCORE = "log10 score"  # the router's span some powers of ten
 _DIM = 0.35  # brightness of the frame under a heat map and outside the kept cells
 _HEAT = np.array([[0, 0, 0], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], np.float32)  # five colours of "inferno"
 _HEAT_SHARE = 0.75  # of the heat map in its panel
@@ -36,7 +37,7 @@ class TokenPanels:
     @property
     def names(self) -> tuple[str, ...]:
         """The panels of a line, in order."""
-        return ("kept", "score", "context", "relevance", "uncertainty") if self.routed else ("kept", "score")
+        return ("kept", _LOG_SCORE, "context", "relevance", "uncertainty") if self.routed else ("kept", "score")
 
     def size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the pictures for frames of `size` (H, W)."""
@@ -83,6 +84,9 @@ def _panel(small: npt.NDArray[np.float32], report: TokenReport, line: int, name:
 def _cue(report: TokenReport, line: int, name: str) -> npt.NDArray[np.float32] | None:
     if name == "context":
         return report.context
+    if name == _LOG_SCORE:
+        logs: npt.NDArray[np.float32] = np.log10(np.maximum(report.scores[line], np.finfo(np.float32).tiny))
+        return logs
     values = {"score": report.scores, "relevance": report.relevance, "uncertainty": report.uncertainty}[name]
     return None if values is None else values[line]
 

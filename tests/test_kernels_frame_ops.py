@@ -24,9 +24,9 @@ from fastsam2.runtime.bfloat16 import to_bfloat16
 from fastsam2.runtime.device import Reading
 from fastsam2.runtime.host_device import HOST
 from fastsam2.runtime.policies.mask import mask_scores
-from fastsam2.runtime.policies.uniform import uniform_scores
 from fastsam2.runtime.postprocess import interpolation, masks_from_logits
 from fastsam2.runtime.uncertainty import uncertainty
+from fastsam2.spread import uniform_scores
 from tests.kernel_host.driver import HostDriver, compile_kernels
 from tests.kernel_host.harness import COMPILER, NO_COMPILER, SANITIZE, Order, Tensor, address_sanitizer, compile_library, run_python
 

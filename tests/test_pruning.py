@@ -11,8 +11,8 @@ from fastsam2.enums import PrunePolicy
 from fastsam2.errors import InternalError, PromptError
 from fastsam2.runtime.bfloat16 import from_bfloat16, to_bfloat16
 from fastsam2.runtime.policies.mask import cell_coverage
-from fastsam2.runtime.policies.uniform import uniform_scores
 from fastsam2.runtime.pruning import Pruner, RowContext
+from fastsam2.spread import uniform_scores
 from tests.specs import model_spec
 
 SCORING = [PrunePolicy.RANDOM, PrunePolicy.UNIFORM, PrunePolicy.MASK]

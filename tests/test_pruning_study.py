@@ -12,9 +12,10 @@ import pytest
 
 from fastsam2.benchmarks import pruning
 from fastsam2.benchmarks.pruning_table import ALL_TEXTS, DENSE, Case, cases, difference, goals, plot, table
-from fastsam2.benchmarks.row_rules import FeatureCache, Foresight, RuleBackend, mask_and_uncertainty
+from fastsam2.benchmarks.row_rules import FeatureCache, Foresight, RuleBackend, mask_and_uncertainty, mask_sample
 from fastsam2.enums import GraphRole
 from fastsam2.errors import BundleError, InternalError
+from fastsam2.spread import uniform_scores
 from tests.bare_nano import bare_nano
 from tests.specs import model_spec
 
@@ -115,6 +116,28 @@ def test_rules_rank_what_they_say() -> None:
     assert np.argsort(-foresight(inputs)[0])[:2].tolist() == [9, 5]
     with pytest.raises(InternalError, match="in one batch"):
         foresight(router_inputs(2))
+
+
+def test_samples_take_from_everywhere_in_proportion() -> None:
+    """Oracle: thirds of the object, its surroundings and the ground; the even order where nothing is near; a share of the attention known."""
+    inputs = router_inputs(2)
+    inputs["low_res_logits"][1] = -1024  # not visible
+    scores = mask_sample(SPEC)(inputs)
+    cells = np.argsort(-scores[0])[:18]
+    row, column = np.divmod(cells, SPEC.grid)
+    own = (np.abs(row - 5.5) < 2) & (np.abs(column - 5.5) < 2)
+    near = (np.abs(row - 5.5) < 4) & (np.abs(column - 5.5) < 4) & ~own
+    counts = [int(own.sum()), int(near.sum()), int((~own & ~near).sum())]
+    assert sum(counts) == 18 and min(counts) >= 4, "six of each, but for what the sample is short of"
+    np.testing.assert_array_equal(np.argsort(scores[1]), np.argsort(uniform_scores(SPEC.grid)))
+
+    mass = np.full(SPEC.tokens, 0.5 / (SPEC.tokens - 1), np.float32)
+    mass[0] = 0.5
+    foresight = Foresight({(7, 4): mass}, SPEC, sample=True)
+    foresight.frame, foresight.ids = 4, (7,)
+    first = np.argsort(-foresight(router_inputs())[0])[:5].tolist()
+    even = np.argsort(-uniform_scores(SPEC.grid))[:5].tolist()
+    assert 0 in first and set(first) - {0} <= set(even)
 
 
 def study(out: Path, *more: str) -> int:

@@ -23,6 +23,7 @@ from fastsam2.export.to_onnx import example_inputs
 from fastsam2.export.wrappers.router import RouterGraph, multiply_adds
 from fastsam2.runtime.policies.mask import cell_coverage
 from fastsam2.runtime.uncertainty import uncertainty
+from fastsam2.spread import uniform_scores
 from tests.bare_nano import bare_nano
 from tests.specs import model_spec
 
@@ -135,8 +136,17 @@ def test_frames_can_be_batched_in_training() -> None:
     first, second = (inputs_of(module, 1, seed) for seed in (1, 2))
     with torch.inference_mode():
         logits, _, _ = module.rank(**{k: torch.cat([first[k], second[k]]) for k in first})
-    for row, inputs in zip(logits.softmax(1).squeeze(-1).numpy(), (first, second), strict=True):
+    for row, inputs in zip((logits + module.noise).softmax(1).squeeze(-1).numpy(), (first, second), strict=True):
         np.testing.assert_allclose(row, outputs(module, inputs)["scores"][0], rtol=1e-5)
+
+
+def test_without_an_opinion_the_router_keeps_an_even_spread() -> None:
+    """Oracle: the uniform order. Noise alone decides between rows that are worth the same."""
+    module = router()
+    with torch.no_grad():
+        module.score.weight.zero_()
+    scores = outputs(module, inputs_of(module, 1))["scores"][0]
+    np.testing.assert_array_equal(np.argsort(scores), np.argsort(uniform_scores(module.spec.grid)))
 
 
 @pytest.mark.parametrize("name", ["tokens", "low_res_logits", "uncertainty", "object_score", "iou"])
@@ -306,5 +316,6 @@ def test_the_graph_and_the_mask_policy_agree_on_coverage() -> None:
         module.score.weight[0, 0] = 1.0
     inputs = inputs_of(module, 1)
     logits = inputs["low_res_logits"][0, 0].numpy()
-    want = torch.nn.functional.gelu(torch.from_numpy(cell_coverage(logits, module.spec.grid).reshape(-1))).softmax(0).numpy()
+    ranked = torch.nn.functional.gelu(torch.from_numpy(cell_coverage(logits, module.spec.grid).reshape(-1)))
+    want = (ranked + module.noise.squeeze(1)).softmax(0).numpy()
     np.testing.assert_allclose(outputs(module, inputs)["scores"][0], want, rtol=1e-4)

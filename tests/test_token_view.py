@@ -36,7 +36,7 @@ def test_kept_cells_are_bright_where_they_lie_in_the_frame() -> None:
 def test_cues_are_shown_for_the_router_only_and_nothing_without_a_report() -> None:
     frame = np.full((90, 160, 3), 200, np.uint8)
     panels = TokenPanels(lines=1, routed=True)
-    assert panels.names == ("kept", "score", "context", "relevance", "uncertainty")
+    assert panels.names == ("kept", "log10 score", "context", "relevance", "uncertainty")
     routed, empty = panels.draw(frame, report(routed=True)), panels.draw(frame, None)
     assert (empty == round(200 * 0.35)).all()
     for column in range(len(panels.names)):

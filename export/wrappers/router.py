@@ -1,8 +1,8 @@
-"""Ranks the memory rows of a frame: three cues of a cell -> two-layer MLP -> softmax over the frame.
+"""Ranks the memory rows of a frame: three cues of a cell -> two-layer MLP -> even noise -> softmax over the frame.
 
     tokens ─ norm ─ project to 32 ─┬─ h, 3x3 mean of h, |h - mean|, context ───────► [1,N,·] ─ Linear ─┐  once a frame
                                    └─ minus the frame's mean token, unit length ─► u                    │
-    text ─ W ─► direction, cosine with u ─► relevance [B,N], has_text ─┐                                +─ GELU ─ Linear ─ softmax ─► scores
+    text ─ W ─► direction, cosine with u ─► relevance [B,N], has_text ─┐                                +─ MLP, noise, softmax ─► scores
     uncertainty ───────────────────────────────────────────────────────┼─► [B,N,·] ──────── Linear ────┘  for each object
     mask ─► coverage, how near the object is, likeness; score, IoU ────┘
 
@@ -23,6 +23,7 @@ from torch import nn
 
 from fastsam2.config import IMAGE_STRIDE, LOW_RES_STRIDE, ModelSpec
 from fastsam2.errors import ExportError, expected
+from fastsam2.spread import even_noise
 
 WIDTH = 32  # of projected tokens
 HIDDEN = 64  # of the MLP
@@ -55,6 +56,7 @@ class RouterGraph(nn.Module):
     text_projection: torch.Tensor
     reads_text: torch.Tensor
     patterns: torch.Tensor
+    noise: torch.Tensor
 
     def __init__(self, spec: ModelSpec, projection: torch.Tensor | None = None, *, dropout_samples: int = 0) -> None:
         super().__init__()
@@ -69,6 +71,7 @@ class RouterGraph(nn.Module):
         self.score = nn.Linear(HIDDEN, 1, bias=False)  # a constant would cancel in the softmax
         self.register_buffer("text_projection", torch.zeros(shape) if projection is None else projection.detach().float().clone())
         self.register_buffer("reads_text", torch.tensor(float(projection is not None)))
+        self.register_buffer("noise", torch.from_numpy(even_noise(spec.grid).copy()).unsqueeze(1), persistent=False)  # [N, 1]
         chance = torch.full((dropout_samples, HIDDEN), 1 - DROPOUT)
         self.register_buffer("patterns", torch.bernoulli(chance, generator=torch.Generator().manual_seed(0)) / (1 - DROPOUT))
 
@@ -89,7 +92,7 @@ class RouterGraph(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Inputs and outputs as in `contracts.GRAPHS[ROUTER]`; `relevance` is the cosine with the token minus the frame's mean token."""
         logits, relevance, context = self.rank(tokens, text, has_text, low_res_logits, uncertainty, object_score, iou)
-        return logits.softmax(dim=1).mean(dim=-1), relevance, context
+        return (logits + self.noise).softmax(dim=1).mean(dim=-1), relevance, context
 
     def rank(
         self,
@@ -101,7 +104,7 @@ class RouterGraph(nn.Module):
         object_score: torch.Tensor,
         iou: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`forward` before the softmax, for training: with dropout, of one new pattern for each sample instead of the T fixed ones.
+        """`forward` before noise and softmax, for training: with dropout, of one new pattern for each sample instead of the T fixed ones.
 
         Args:
             tokens: [1, N, C] as in the graph, or [B, N, C] where every object is on a frame of its own (its first axis is 1 or B below).
@@ -113,7 +116,7 @@ class RouterGraph(nn.Module):
             iou: [B].
 
         Returns:
-            logits of the scores [B, N, patterns], relevance [B, N], context [1 or B, N].
+            logits of the attention to come [B, N, patterns], relevance [B, N], context [1 or B, N].
         """
         context = self._context(tokens)
         hidden = self.shared(torch.cat([self._local(tokens), context.unsqueeze(-1)], dim=-1))  # [1 or B, N, HIDDEN]

@@ -26,8 +26,8 @@ from fastsam2.runtime.gpu.array import DeviceArray, Pool, Staging
 from fastsam2.runtime.gpu.driver import Gpu
 from fastsam2.runtime.gpu.engines import Engines
 from fastsam2.runtime.gpu.uploads import FrameUploads
-from fastsam2.runtime.policies.uniform import uniform_scores
 from fastsam2.runtime.postprocess import interpolation
+from fastsam2.spread import uniform_scores
 
 _CONSTANTS = 128  # kept; those used least recently are forgotten first
 

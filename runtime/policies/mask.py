@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fastsam2.config import IMAGE_STRIDE, LOW_RES_STRIDE
 from fastsam2.runtime.device import Device, Tensor
 from fastsam2.runtime.policies.base import RowContext
-from fastsam2.runtime.policies.uniform import uniform_scores
+from fastsam2.spread import uniform_scores
 
 _LEVELS = 32  # fine enough for a cell that only touches a covered one at a corner (blurred coverage 1/16) to rank above the far background
 _OWN = 0.5  # coverage from which a cell belongs to the object

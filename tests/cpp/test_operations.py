@@ -18,10 +18,10 @@ from fastsam2.kernels.reference import top_k_gather
 from fastsam2.runtime.bfloat16 import to_bfloat16
 from fastsam2.runtime.host_device import HOST
 from fastsam2.runtime.policies.mask import mask_scores
-from fastsam2.runtime.policies.uniform import uniform_scores
 from fastsam2.runtime.postprocess import fill_holes, masks_from_logits
 from fastsam2.runtime.preprocess import frame_to_pixels, mask_to_input
 from fastsam2.runtime.uncertainty import uncertainty
+from fastsam2.spread import uniform_scores
 
 from .native import core, needs_native
 
