@@ -119,7 +119,7 @@ def test_rules_rank_what_they_say() -> None:
 
 
 def test_samples_take_from_everywhere_in_proportion() -> None:
-    """Oracle: thirds of the object, its surroundings and the ground; the even order where nothing is near; a share of the attention known."""
+    """Oracle: thirds of object, surroundings and ground; the even order where there is no object; a row with half of the attention."""
     inputs = router_inputs(2)
     inputs["low_res_logits"][1] = -1024  # not visible
     scores = mask_sample(SPEC)(inputs)

@@ -16,7 +16,7 @@ from fastsam2.builtin import bundle_path
 from fastsam2.bundle import read_manifest
 from fastsam2.errors import BundleError
 from fastsam2.export.text import load_clip_text
-from fastsam2.training import text_tower
+from fastsam2.training import nano, text_tower
 from fastsam2.training.finish import carry_text
 from fastsam2.training.held_out import SETS
 from fastsam2.training.shapes import SHAPES
@@ -208,6 +208,9 @@ def test_text_is_carried_to_a_bundle_of_other_weights(tmp_path: Path) -> None:
     shutil.copytree(bare_nano(), tmp_path / "new")
     with pytest.raises(BundleError, match="a bundle with a text encoder"):
         carry_text(bare_nano(), tmp_path / "new")
+    with pytest.raises(BundleError, match="a bundle with a text encoder"):
+        nano.main(["--text", str(bare_nano()), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists(), "said before training"
     carry_text(bundle_path("nano"), tmp_path / "new")
     got = read_manifest(tmp_path / "new")
     assert giver.text is not None and giver.text.projection is not None

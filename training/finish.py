@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import fastsam2
-from fastsam2.bundle import changed_bundle, read_manifest, write_manifest
+from fastsam2.bundle import Manifest, changed_bundle, read_manifest, write_manifest
 from fastsam2.enums import ExportTarget, GraphRole
 from fastsam2.errors import BundleError, expected
 from fastsam2.export.checkpoints import build_model
@@ -47,6 +47,18 @@ def export(
     return export_bundle(str(CONFIG), str(weights), out, image_size=image_size, targets=tuple(targets), overwrite=True)
 
 
+def giver_of_text(source: Path) -> Manifest:
+    """Manifest of a bundle that `carry_text` can copy from.
+
+    Raises:
+        BundleError: if it is not whole, or has no text encoder.
+    """
+    giver = read_manifest(source)
+    if giver.text is None:
+        raise BundleError(expected("a bundle with a text encoder", f"{source}, which has none", "Add one with fastsam2 add-text"))
+    return giver
+
+
 def carry_text(source: Path, bundle: Path) -> None:
     """Give a bundle the text and crop encoder of another; they know nothing of the weights of the rest.
 
@@ -59,9 +71,8 @@ def carry_text(source: Path, bundle: Path) -> None:
     Raises:
         BundleError: if `source` has no text encoder.
     """
-    giver = read_manifest(source)
-    if giver.text is None:
-        raise BundleError(expected("a bundle with a text encoder", f"{source}, which has none", "Add one with fastsam2 add-text"))
+    giver = giver_of_text(source)
+    assert giver.text is not None
     graphs = [g for g in giver.graphs if g.role in (GraphRole.TEXT_ENCODER, GraphRole.CROP_ENCODER)]
     text = giver.text.model_copy(update={"projection": None})
     files = {g.file.path for g in graphs} | {text.tokenizer.path} | ({text.vocabulary.file.path} if text.vocabulary else set())

@@ -396,6 +396,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Train, then write and score what came of it."""
     args = parse(argv)
+    if args.text is not None:  # found out now, and not after hours of training
+        from fastsam2.training.finish import giver_of_text
+
+        giver_of_text(args.text)
     args.out.mkdir(parents=True, exist_ok=True)
     if not args.finish:
         train(args)
