@@ -90,6 +90,11 @@ PLANS: dict[str, tuple[Stage, ...]] = {
         Stage(BatchShape(256, 8, 2, 3, drawn=512), 150, (2e-3, 1.5e-3), matching=0.5),
         Stage(BatchShape(512, 5, 1, 3), 200, (1.5e-3, 2e-5), matching=0.5),
     ),
+    # One more hour of two CPU cores, on whole frames.
+    "frames": (
+        Stage(BatchShape(512, 5, 1, 3), 12, (0.0, 1.5e-3), matching=0.5),
+        Stage(BatchShape(512, 5, 1, 3), 240, (1.5e-3, 2e-5), matching=0.5),
+    ),
     # One datacenter GPU with a dozen cores that draw (`--workers 12`). Not run yet.
     "gpu": (
         Stage(_EVERY, 300, (0.0, 2e-3), teach_presence=True, matching=1.0, install=True),
