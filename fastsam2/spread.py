@@ -1,7 +1,9 @@
 """Orders in which cells of a grid are taken so that they lie evenly.
 
-Bayer's matrix ─► uniform_scores [N]: any K largest are spread over the grid
-└──► even_noise [N]: log-density + noise, K largest ─► a sample in proportion to the density, spread the same way
+    Bayer's matrix ─► uniform_scores [N]: any K largest are spread over the grid
+                              └─► even_noise [N]: the K largest of log-density + noise are a sample in proportion to the density
+
+Both are the same on every frame and for every object.
 """
 
 from __future__ import annotations
