@@ -28,8 +28,8 @@ import numpy as np
 
 from fastsam2.benchmarks.conditions import conditions
 from fastsam2.benchmarks.datasets import Clip
-from fastsam2.benchmarks.pruning_table import ALL_TEXTS, DENSE, ORACLES, POLICIES, QUERY_POLICIES, Case, cases, goals, plot, table
-from fastsam2.benchmarks.row_rules import FeatureCache, Foresight, RuleBackend, mask_and_uncertainty, mask_sample, relevance
+from fastsam2.benchmarks.pruning_table import ALL_TEXTS, DENSE, ORACLES, POLICIES, QUERY_POLICIES, REMEDIES, Case, cases, goals, plot, table
+from fastsam2.benchmarks.row_rules import FeatureCache, Foresight, RuleBackend, forecast, mask_and_uncertainty, mask_sample, relevance
 from fastsam2.benchmarks.score import score_masks
 from fastsam2.builtin import bundle_path
 from fastsam2.bundle import read_manifest
@@ -136,7 +136,7 @@ def _prune(case: Case, seed: int) -> Prune:
     own = case.policy if case.policy in {p.value for p in PrunePolicy} else PrunePolicy.ROUTER.value
     protect = (Protect.PROMPT, Protect.NEWEST) if case.protected else ()
     keep = None if own == PrunePolicy.POOL2X2.value else case.keep
-    return Prune(policy=PrunePolicy(own), keep=keep, protect=protect, seed=seed)
+    return Prune(policy=PrunePolicy(own), keep=keep, protect=protect, seed=seed, guard=case.policy == "router_guard")
 
 
 def _backend(case: Case, loaded: LoadedBundle, backend: Backend, foresight: Foresight) -> Backend:
@@ -147,6 +147,14 @@ def _backend(case: Case, loaded: LoadedBundle, backend: Backend, foresight: Fore
             return RuleBackend(backend, relevance(loaded.backend, loaded.spec))
         case "mask_sample":
             return RuleBackend(backend, mask_sample(loaded.spec))
+        case "router_forecast":
+            return RuleBackend(backend, forecast(loaded.backend, loaded.spec, noise=0))
+        case "router_half_noise":
+            return RuleBackend(backend, forecast(loaded.backend, loaded.spec, noise=0.5))
+        case "router_turned":
+            return RuleBackend(backend, forecast(loaded.backend, loaded.spec, turned=True))
+        case "router_turned_flat":
+            return RuleBackend(backend, forecast(loaded.backend, loaded.spec, power=0.7, turned=True))
         case "oracle" | "oracle_sample":
             return RuleBackend(backend, foresight)
         case _:
@@ -218,7 +226,7 @@ def _check(bundle: Path, wanted: Sequence[Case]) -> None:
         BundleError: if it cannot.
     """
     manifest = read_manifest(bundle)
-    if manifest.router is None and any(c.policy in ("router", "text") for c in wanted):
+    if manifest.router is None and any(c.policy in ("router", "text", *REMEDIES) for c in wanted):
         raise BundleError(
             expected("a bundle with a router for the policies router and text", bundle, "Train one with `fastsam2 train-router`")
         )

@@ -18,7 +18,11 @@ from fastsam2.errors import BackendError, expected
 
 ORACLES = ("oracle", "oracle_sample")
 """Know the attention to come: the rows with the most of it, and a sample in proportion to it."""
-POLICIES = ("dense", "random", "uniform", "pool2x2", "mask", "mask_uncertainty", "mask_sample", "text", "router", *ORACLES)
+REMEDIES = ("router_guard", "router_forecast", "router_half_noise", "router_turned", "router_turned_flat")
+"""The router with the guard of the budget; without its noise; with half of it; with noise that moves from frame to frame; with that and
+shares to the power of 0.7."""
+_RULES = ("dense", "random", "uniform", "pool2x2", "mask", "mask_uncertainty", "mask_sample", "text")
+POLICIES = (*_RULES, "router", *REMEDIES, *ORACLES)
 QUERY_POLICIES = ("drop", "merge")
 """Which tokens of the current frame query a dense memory; need a bundle with query_attention, so they are only measured where asked for."""
 TEXTS: Mapping[str, tuple[str, ...]] = {"text": ("right", "wrong", "reversed"), "router": ("none", "right", "wrong", "reversed")}
@@ -163,6 +167,7 @@ def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
         BackendError: if the package matplotlib is not installed.
     """
     try:
+        from matplotlib import colormaps
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -175,7 +180,7 @@ def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     axes = figure.subplots(2, len(sets), squeeze=False, sharey="col")
     keeps = sorted({r["keep"] for r in rows})
     policies = (*POLICIES, *QUERY_POLICIES)
-    colours = {p: f"C{i}" for i, p in enumerate(policies)}
+    colours = {p: colormaps["tab20"](i) for i, p in enumerate(policies)}
     styles = dict(zip(ALL_TEXTS, ("-", "--", ":", "-."), strict=True))
     for column, name in enumerate(sets):
         for line, protected in enumerate((True, False)):

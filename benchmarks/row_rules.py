@@ -7,6 +7,7 @@ tracker ─ Prune(policy=router) ─► RuleBackend ─ router inputs ─► rul
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import cv2
@@ -24,6 +25,8 @@ Rule = Callable[[Mapping[str, Array]], Float]
 
 _OWN = 0.5  # coverage from which a cell belongs to the object
 _LEAST_MASS = 1e-12
+_LEAST_SCORE = 1e-30  # of a softmax in float32
+_R2 = (0.7548776662466927, 0.5698402909980532)  # 1/p and 1/p² of the plastic number p
 _TIE = 1e-4  # the even spread decides between cells that a cue does not tell apart
 
 
@@ -104,6 +107,30 @@ def relevance(backend: Backend, spec: ModelSpec) -> Rule:
 
     def rule(inputs: Mapping[str, Array]) -> Float:
         return np.asarray(backend.run(GraphRole.ROUTER, inputs)["relevance"] + spread, np.float32)
+
+    return rule
+
+
+def forecast(backend: Backend, spec: ModelSpec, *, noise: float = 1.0, power: float = 1.0, turned: bool = False) -> Rule:
+    """What the bundle's own router foretells, with another noise than its own.
+
+    Args:
+        backend: runs the router.
+        spec: model sizes.
+        noise: weight of the even noise: 1 is what the router does, 0 keeps the rows with the most attention foretold.
+        power: of the shares foretold: less than 1 evens them out, for more of the ground.
+        turned: move the noise over the grid from call to call (one call a frame), so that frames keep other cells of the ground. The steps
+            are those of the R2 sequence, whose points fill a square evenly.
+    """
+    own = even_noise(spec.grid)
+    calls = itertools.count()
+
+    def rule(inputs: Mapping[str, Array]) -> Float:
+        share = np.log(np.maximum(backend.run(GraphRole.ROUTER, inputs)["scores"], _LEAST_SCORE)) - own
+        call = next(calls) if turned else 0
+        down, right = (int(spec.grid * (call * step % 1)) for step in _R2)
+        moved = np.roll(own.reshape(spec.grid, spec.grid), (down, right), axis=(0, 1)).reshape(-1)
+        return np.asarray(power * share + noise * moved, np.float32)
 
     return rule
 

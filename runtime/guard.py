@@ -3,6 +3,9 @@
     score, predicted IoU, area of every object on frame t ─► judge ─► level ─► rows kept of frame t = budget raised by `level` buckets
 
 The level belongs to the whole tracker, so that objects go on sharing one batch. It only ever changes how many rows are kept.
+
+Alarms are for change: means follow what is seen, also through an alarm, so that an object which stays small, stays away or stays hard to
+see raises the level for a few frames and then lets it fall.
 """
 
 from __future__ import annotations
@@ -12,11 +15,12 @@ from dataclasses import dataclass, field
 
 from fastsam2.enums import Alarm
 
-IOU_DROP = 0.15  # below the object's running mean
-SCORE_DROP = 3.0  # logit, below the running mean; a score <= 0 (not visible) is an alarm of its own
-AREA_JUMP = 1.6  # times the running mean, or one over it
+IOU_DROP = 0.2  # below the object's running mean
+SCORE_DROP = 4.0  # logit, below the running mean; going out of sight (a score <= 0 after a mean above) is an alarm whatever the drop
+AREA_JUMP = 2.0  # times the running mean, or one over it
 CALM_FRAMES = 5  # without any alarm, until the level falls by one
-_MEMORY = 0.8  # share of the old running mean; only calm frames enter it
+_MEMORY = 0.8  # share of the old running mean
+_LEAST_AREA = 1e-4  # share of the mask, about two of 128 x 128: areas below are alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ class Observation:
         score: object score logit.
         iou: predicted IoU, 0..1.
         area: share of the low-resolution mask that is covered, 0..1.
-        prompted: the frame was prompted; its values are taken as they are, without alarm.
+        prompted: the frame was prompted. A prompt says what the object is, so that its running mean begins anew on the next frame.
     """
 
     score: float
@@ -38,7 +42,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class GuardState:
-    """Running means of every object, the present level, and calm frames in a row."""
+    """Running means of every object (of areas the geometric one, so that ratios count), the present level, and calm frames in a row."""
 
     means: Mapping[int, Observation] = field(default_factory=dict)
     level: int = 0
@@ -59,16 +63,13 @@ def judge(state: GuardState, observed: Mapping[int, Observation], levels: int) -
     alarms: dict[int, Alarm] = {}
     means: dict[int, Observation] = {}
     for object_id, seen in observed.items():
+        if seen.prompted:
+            continue
         mean = state.means.get(object_id)
-        alarm = None if mean is None or seen.prompted else _alarm(mean, seen)
+        alarm = _alarm(mean, seen)
         if alarm is not None:
             alarms[object_id] = alarm
-        if mean is None or seen.prompted:
-            means[object_id] = seen
-        elif alarm is None:
-            means[object_id] = _blend(mean, seen)
-        else:
-            means[object_id] = mean
+        means[object_id] = seen if mean is None else _blend(mean, seen)
     if alarms:
         return GuardState(means, min(state.level + 1, levels), 0), alarms
     calm = state.calm + 1
@@ -82,16 +83,20 @@ def _blend(mean: Observation, seen: Observation) -> Observation:
     return Observation(
         score=old * mean.score + new * seen.score,
         iou=old * mean.iou + new * seen.iou,
-        area=old * mean.area + new * seen.area,
+        area=(mean.area + _LEAST_AREA) ** old * (seen.area + _LEAST_AREA) ** new - _LEAST_AREA,
         prompted=False,
     )
 
 
-def _alarm(mean: Observation, seen: Observation) -> Alarm | None:
-    if seen.score <= 0 or seen.score < mean.score - SCORE_DROP:
+def _alarm(mean: Observation | None, seen: Observation) -> Alarm | None:
+    if seen.score <= 0 and (mean is None or mean.score > 0):
+        return Alarm.SCORE
+    if mean is None:
+        return None
+    if seen.score < mean.score - SCORE_DROP:
         return Alarm.SCORE
     if seen.iou < mean.iou - IOU_DROP:
         return Alarm.IOU
-    if mean.area > 0 and not mean.area / AREA_JUMP <= seen.area <= mean.area * AREA_JUMP:
+    if not 1 / AREA_JUMP <= (seen.area + _LEAST_AREA) / (mean.area + _LEAST_AREA) <= AREA_JUMP:
         return Alarm.AREA
     return None

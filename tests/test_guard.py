@@ -39,6 +39,38 @@ def test_alarms(seen: Observation, alarm: Alarm | None) -> None:
 def test_an_invisible_object_is_an_alarm_whatever_its_mean() -> None:
     state, _ = judge(GuardState(), {1: replace(CALM, score=1.0)}, levels=3)
     assert judge(state, {1: replace(CALM, score=0.0)}, levels=3)[1] == {1: Alarm.SCORE}
+    assert judge(GuardState(), {1: replace(CALM, score=0.0)}, levels=3)[1] == {1: Alarm.SCORE}
+
+
+@pytest.mark.parametrize(
+    "lasting",
+    [
+        Observation(score=-8.0, iou=0.1, area=0.0, prompted=False),  # gone
+        replace(CALM, area=0.4),  # near the camera now
+        replace(CALM, iou=0.3, score=2.0),  # hard to see from here on
+    ],
+)
+def test_what_lasts_is_an_alarm_for_a_few_frames_only(lasting: Observation) -> None:
+    state, alarmed, levels = KNOWN, [], []
+    for _ in range(40):
+        state, alarms = judge(state, {1: lasting}, levels=4)
+        alarmed.append(bool(alarms))
+        levels.append(state.level)
+    count = sum(alarmed)
+    assert 1 <= count <= 12 and all(alarmed[:count])
+    assert max(levels) == min(count, 4) and levels[-1] == 0
+    state, alarms = judge(state, {1: CALM}, levels=4)
+    assert (alarms == {}) is (lasting.area == CALM.area)  # what comes back is a change again
+
+
+def test_a_prompt_sets_no_standard() -> None:
+    """A given mask has score 10 and predicted IoU 1 by definition; no frame after it reaches that."""
+    given = Observation(score=10.0, iou=1.0, area=0.1, prompted=True)
+    state, levels = GuardState(), []
+    for seen in [given, *[replace(CALM, score=5.0, iou=0.7)] * 3, given, *[replace(CALM, score=4.0, iou=0.6)] * 3]:
+        state, _ = judge(state, {1: seen}, levels=3)
+        levels.append(state.level)
+    assert levels == [0] * len(levels)
 
 
 def test_the_level_rises_to_the_last_bucket_and_falls_one_by_one() -> None:
@@ -48,7 +80,7 @@ def test_the_level_rises_to_the_last_bucket_and_falls_one_by_one() -> None:
         state, _ = judge(state, seen, levels=2)
         levels.append(state.level)
     assert levels == [1, 2, 2] + [2] * (CALM_FRAMES - 1) + [1] * CALM_FRAMES + [0] * 3
-    assert state.means[1].iou == pytest.approx(0.9)  # bad frames leave the mean alone
+    assert state.means[1].iou == pytest.approx(0.9 - 0.8 * (1 - 0.8**3) * 0.8 ** (2 * CALM_FRAMES + 2))  # bad frames count like any other
 
 
 def test_objects_are_judged_by_their_own_means_and_forgotten_when_removed() -> None:

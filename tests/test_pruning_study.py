@@ -12,10 +12,10 @@ import pytest
 
 from fastsam2.benchmarks import pruning
 from fastsam2.benchmarks.pruning_table import ALL_TEXTS, DENSE, Case, cases, difference, goals, plot, table
-from fastsam2.benchmarks.row_rules import FeatureCache, Foresight, RuleBackend, mask_and_uncertainty, mask_sample
+from fastsam2.benchmarks.row_rules import FeatureCache, Foresight, RuleBackend, forecast, mask_and_uncertainty, mask_sample
 from fastsam2.enums import GraphRole
 from fastsam2.errors import BundleError, InternalError
-from fastsam2.spread import uniform_scores
+from fastsam2.spread import even_noise, uniform_scores
 from tests.bare_nano import bare_nano
 from tests.specs import model_spec
 
@@ -138,6 +138,38 @@ def test_samples_take_from_everywhere_in_proportion() -> None:
     first = np.argsort(-foresight(router_inputs())[0])[:5].tolist()
     even = np.argsort(-uniform_scores(SPEC.grid))[:5].tolist()
     assert 0 in first and set(first) - {0} <= set(even)
+
+
+class Foretold:
+    """A backend whose router foretells the same shares at every call and adds its noise, as the graph does."""
+
+    name = "foretold"
+
+    def __init__(self, share: Any) -> None:
+        noisy = np.asarray(share * np.exp(even_noise(SPEC.grid)), np.float32)
+        self.scores = noisy / noisy.sum()
+
+    def run(self, role: GraphRole, inputs: Any) -> dict[str, Any]:
+        assert role is GraphRole.ROUTER
+        return {"scores": self.scores[np.newaxis]}
+
+
+def test_remedies_change_the_noise_and_nothing_else() -> None:
+    """Oracle: the shares foretold, known here; the noise of `even_noise`."""
+    share = np.random.default_rng(5).uniform(0.1, 1, SPEC.tokens)
+    backend, inputs = Foretold(share), router_inputs()
+    np.testing.assert_array_equal(np.argsort(forecast(backend, SPEC)(inputs)[0]), np.argsort(backend.scores))
+    np.testing.assert_array_equal(np.argsort(forecast(backend, SPEC, noise=0)(inputs)[0]), np.argsort(share))
+    half = forecast(backend, SPEC, noise=0.5)(inputs)[0]
+    np.testing.assert_array_equal(np.argsort(half), np.argsort(np.log(share) + 0.5 * even_noise(SPEC.grid)))
+    flat = forecast(backend, SPEC, power=0.7)(inputs)[0]
+    np.testing.assert_array_equal(np.argsort(flat), np.argsort(0.7 * np.log(share) + even_noise(SPEC.grid)))
+
+    turned = forecast(Foretold(np.ones(SPEC.tokens)), SPEC, turned=True)
+    few = SPEC.tokens // 20
+    kept = [set(np.argsort(-turned(inputs)[0])[:few].tolist()) for _ in range(5)]
+    assert kept[0] == set(np.argsort(-uniform_scores(SPEC.grid))[:few].tolist())
+    assert len(set().union(*kept)) > 4 * few, "other cells on every frame"
 
 
 def study(out: Path, *more: str) -> int:

@@ -1,31 +1,40 @@
 #include "guard.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 namespace fastsam2 {
 
 namespace {
 
-constexpr double kIouDrop = 0.15;   // below the running mean
-constexpr double kScoreDrop = 3.0;  // logit, below the running mean
-constexpr double kAreaJump = 1.6;   // times the running mean, or one over it
+constexpr double kIouDrop = 0.2;    // below the running mean
+constexpr double kScoreDrop = 4.0;  // logit, below the running mean
+constexpr double kAreaJump = 2.0;   // times the running mean, or one over it
 constexpr std::int64_t kCalmFrames = 5;
-constexpr double kMemory = 0.8;  // share of the old running mean
+constexpr double kMemory = 0.8;      // share of the old running mean
+constexpr double kLeastArea = 1e-4;  // share of the mask; areas below are alike
 
 Observation blended(const Observation& mean, const Observation& seen) {
   constexpr double kNew = 1 - kMemory;
   return {kMemory * mean.score + kNew * seen.score, kMemory * mean.iou + kNew * seen.iou,
-          kMemory * mean.area + kNew * seen.area, false};
+          std::pow(mean.area + kLeastArea, kMemory) * std::pow(seen.area + kLeastArea, kNew) - kLeastArea, false};
 }
 
-std::optional<Alarm> alarm_of(const Observation& mean, const Observation& seen) {
-  if (seen.score <= 0 || seen.score < mean.score - kScoreDrop) {
+std::optional<Alarm> alarm_of(const Observation* mean, const Observation& seen) {
+  if (seen.score <= 0 && (mean == nullptr || mean->score > 0)) {
     return Alarm::Score;
   }
-  if (seen.iou < mean.iou - kIouDrop) {
+  if (mean == nullptr) {
+    return std::nullopt;
+  }
+  if (seen.score < mean->score - kScoreDrop) {
+    return Alarm::Score;
+  }
+  if (seen.iou < mean->iou - kIouDrop) {
     return Alarm::Iou;
   }
-  if (mean.area > 0 && !(mean.area / kAreaJump <= seen.area && seen.area <= mean.area * kAreaJump)) {
+  const double ratio = (seen.area + kLeastArea) / (mean->area + kLeastArea);
+  if (!(1 / kAreaJump <= ratio && ratio <= kAreaJump)) {
     return Alarm::Area;
   }
   return std::nullopt;
@@ -36,15 +45,15 @@ std::optional<Alarm> alarm_of(const Observation& mean, const Observation& seen) 
 GuardAnswer judge(const GuardState& state, const std::map<std::int64_t, Observation>& observed, std::int64_t levels) {
   GuardAnswer answer;
   for (const auto& [id, seen] : observed) {
-    const auto mean = state.means.find(id);
-    if (mean == state.means.end() || seen.prompted) {
-      answer.state.means.emplace(id, seen);
-    } else if (const std::optional<Alarm> alarm = alarm_of(mean->second, seen)) {
-      answer.alarms.emplace(id, *alarm);
-      answer.state.means.emplace(id, mean->second);
-    } else {
-      answer.state.means.emplace(id, blended(mean->second, seen));
+    if (seen.prompted) {
+      continue;  // the mean begins anew on the next frame
     }
+    const auto known = state.means.find(id);
+    const Observation* mean = known == state.means.end() ? nullptr : &known->second;
+    if (const std::optional<Alarm> alarm = alarm_of(mean, seen)) {
+      answer.alarms.emplace(id, *alarm);
+    }
+    answer.state.means.emplace(id, mean == nullptr ? seen : blended(*mean, seen));
   }
   if (!answer.alarms.empty()) {
     answer.state.level = std::min(state.level + 1, levels);

@@ -15,7 +15,7 @@ struct Observation {
   double score;   // object score logit
   double iou;     // predicted
   double area;    // share of the low-resolution mask that is covered
-  bool prompted;  // its values are taken as they are, without alarm
+  bool prompted;  // no alarm, and the running mean begins anew on the next frame
 };
 
 struct GuardState {
