@@ -16,6 +16,7 @@ from fastsam2.enums import PrunePolicy
 from fastsam2.errors import BundleError, FastSam2Error, PromptError
 from fastsam2.kernels.reference import top_k_gather
 from fastsam2.runtime.bfloat16 import to_bfloat16
+from fastsam2.runtime.guard import GuardState, Observation, judge
 from fastsam2.runtime.host_device import HOST
 from fastsam2.runtime.policies.mask import mask_scores
 from fastsam2.runtime.postprocess import fill_holes, masks_from_logits
@@ -136,6 +137,35 @@ def test_budgets(tokens: int, guard: bool) -> None:
         )
     for rows in (1, 2, tokens // 3, tokens):
         assert core().budgets(native_prune(tokens=rows), tokens) == [Prune(policy=PrunePolicy.MASK, tokens=rows).rows(tokens)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_guard(seed: int) -> None:
+    """Two objects that drift, jump, go out of sight and are prompted; limits are met from both sides in some of it."""
+    rng = np.random.default_rng(seed)
+    frames: list[dict[int, Observation]] = []
+    for t in range(60):
+        known = (1, 2) if 10 < t < 50 else (1,)
+        lasting = rng.choice([0.01, 1.0, 1.0, 1.0, 2.2])  # of this frame
+        frames.append(
+            {
+                i: Observation(
+                    score=float(np.float32(rng.normal(5, 2 + 2 * (t // 20)))),
+                    iou=float(np.float32(rng.uniform(0.4, 0.9))),
+                    area=float(np.float32(0.02 * i * lasting * rng.uniform(0.7, 1.3))),
+                    prompted=bool(rng.random() < 0.05),
+                )
+                for i in known
+            }
+        )
+    state, want = GuardState(), []
+    for observed in frames:
+        state, alarms = judge(state, observed, levels=3)
+        want.append((state.level, {i: a.value for i, a in alarms.items()}))
+    got = core().guard([{i: (o.score, o.iou, o.area, float(o.prompted)) for i, o in frame.items()} for frame in frames], 3)
+    assert got == want
+    assert len({level for level, _ in want}) > 1
+    assert len({a for _, alarms in want for a in alarms.values()}) > 1, "more than one kind of alarm"
 
 
 def native_prune(

@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -9,6 +10,7 @@
 #include "fastsam2/bundle.hpp"
 #include "fastsam2/host_device.hpp"
 #include "fastsam2/tracker.hpp"
+#include "guard.hpp"
 #include "policies.hpp"
 #include "postprocess.hpp"
 #include "preprocess.hpp"
@@ -226,6 +228,24 @@ void bind_operations(nb::module_& m) {
   });
   m.def("uncertainty", [](nb::handle logits, std::int64_t grid) {
     return to_numpy(HostDevice().uncertainty(from_numpy(logits), grid));
+  });
+  m.def("guard", [](const std::vector<std::map<std::int64_t, std::array<double, 4>>>& frames, std::int64_t levels) {
+    GuardState state;
+    nb::list out;
+    for (const auto& frame : frames) {
+      std::map<std::int64_t, Observation> observed;
+      for (const auto& [id, seen] : frame) {
+        observed.emplace(id, Observation{seen[0], seen[1], seen[2], seen[3] != 0});
+      }
+      const GuardAnswer answer = judge(state, observed, levels);
+      state = answer.state;
+      nb::dict alarms;
+      for (const auto& [id, alarm] : answer.alarms) {
+        alarms[nb::int_(id)] = nb::str(name_of(alarm).data());
+      }
+      out.append(nb::make_tuple(state.level, alarms));
+    }
+    return out;
   });
   m.def("budgets", [](const Prune& prune, std::int64_t tokens) {
     prune.check();
