@@ -29,6 +29,7 @@ TEXTS: Mapping[str, tuple[str, ...]] = {"text": ("right", "wrong", "reversed"), 
 """Descriptions that a policy is measured with; all others have "none"."""
 ALL_TEXTS = ("none", "right", "wrong", "reversed")
 _Z = 1.96  # 95 %
+_TICKS = (-64, -32, -16, -8, -4, -2, -1, -0.5, 0, 1, 4, 8)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -161,7 +162,9 @@ def difference(scores: Sequence[Mapping[str, Any]], name: str, one: Case, other:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """J&F won or lost against dense, on the same clips, by keep: a panel per set and protection, a line per policy and description.
+    """J&F won or lost against dense, on the same clips: a panel per set and protection, in it a group of points per keep.
+
+    The scale is logarithmic beyond one point of J&F either way.
 
     Raises:
         BackendError: if the package matplotlib is not installed.
@@ -174,38 +177,45 @@ def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
         raise BackendError(
             expected("the package matplotlib for --plot", f"an import error ({error})", "Run `pip install fastsam2[plots]`")
         ) from error
-    sets = list(dict.fromkeys(r["set"] for r in rows))
-    figure = Figure(figsize=(6 * len(sets), 8), layout="constrained")
+    pruned = [r for r in rows if r["policy"] != "dense"]
+    panels = list(dict.fromkeys(sorted(((r["set"], r["protected"]) for r in pruned), key=lambda p: (not p[1], p[0] == "long", p[0]))))
+    lines = [line for line in _lines() if any((r["policy"], r["text"]) == line for r in pruned)]
+    figure = Figure(figsize=(15, 1 + 3.5 * max(len(panels), 1)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, len(sets), squeeze=False, sharey="col")
-    keeps = sorted({r["keep"] for r in rows})
-    policies = (*POLICIES, *QUERY_POLICIES)
-    colours = {p: colormaps["tab20"](i) for i, p in enumerate(policies)}
-    styles = dict(zip(ALL_TEXTS, ("-", "--", ":", "-."), strict=True))
-    for column, name in enumerate(sets):
-        for line, protected in enumerate((True, False)):
-            axis = axes[line][column]
-            here = [r for r in rows if r["set"] == name]
-            axis.axhline(0, color=colours["dense"], label="dense")
-            axis.axhspan(-0.5, 0, color=colours["dense"], alpha=0.1)
-            for policy in policies[1:]:
-                for text, style in styles.items():
-                    points = [r for r in here if r["policy"] == policy and r["text"] == text and r["protected"] is protected]
-                    points.sort(key=lambda r: r["keep"])
-                    if points:
-                        label = policy if text == "none" else f"{policy}, {text} text"
-                        x, spread = [r["keep"] for r in points], [r["loss_ci95"] for r in points]
-                        y = [-r["loss_mean"] for r in points]
-                        axis.errorbar(x, y, spread, fmt=style, marker="o", markersize=3, capsize=2, color=colours[policy], label=label)
-            axis.set_xscale("log")
-            axis.set_xlim(keeps[0] / 1.3, keeps[-1] * 1.3)
-            axis.set_xticks(keeps, [f"{100 * keep:g} %" for keep in keeps])
-            axis.set_xticks([], minor=True)
-            axis.set_title(f"{name}, {'protected' if protected else 'unprotected'}")
-            axis.set_xlabel("keep (share of a frame's rows)")
-            axis.set_ylabel("J&F minus dense")
-            axis.grid(alpha=0.3)
-    for axis in axes.flat:
-        axis.legend(fontsize=7)
+    known: dict[str, Any] = {}  # label -> its mark
+    for axis, (name, protected) in zip(figure.subplots(max(len(panels), 1), 1, squeeze=False)[:, 0], panels, strict=False):
+        here = [r for r in pruned if (r["set"], r["protected"]) == (name, protected)]
+        keeps = sorted({r["keep"] for r in here})
+        axis.axhline(0, color="black", linewidth=1)
+        axis.axhspan(-0.5, 0, color="green", alpha=0.1)
+        for place, (policy, text) in enumerate(lines):
+            points = sorted((r for r in here if (r["policy"], r["text"]) == (policy, text)), key=lambda r: r["keep"])
+            x = [keeps.index(r["keep"]) + 0.8 * ((place + 0.5) / len(lines) - 0.5) for r in points]
+            y, spread = [-r["loss_mean"] for r in points], [r["loss_ci95"] for r in points]
+            style: dict[str, Any] = {"color": colormaps["tab20"](place % 20), "marker": "osD^v"[place % 5]}
+            label = policy if text == "none" else f"{policy}, {text} text"
+            axis.errorbar(x, y, spread, linestyle="none", markersize=6, capsize=2, label=label, **style)
+        for gap in range(1, len(keeps)):
+            axis.axvline(gap - 0.5, color="grey", linewidth=0.5)
+        axis.set_yscale("symlog", linthresh=1, linscale=0.7)
+        axis.set_yticks(_TICKS, [f"{tick:+g}" for tick in _TICKS])
+        low = min(-r["loss_mean"] - (r["loss_ci95"] if np.isfinite(r["loss_ci95"]) else 0) for r in here)
+        axis.set_ylim(min(low * 1.2, -2), 10)
+        axis.set_xlim(-0.5, len(keeps) - 0.5)
+        axis.set_xticks(range(len(keeps)), [f"{100 * keep:g} %" for keep in keeps])
+        fewest, most = min(r["clips"] for r in here), max(r["clips"] for r in here)
+        what = "prompt and newest frames protected" if protected else "every frame pruned"
+        axis.set_title(f"{name}, {what}, {fewest if fewest == most else f'{fewest} to {most}'} clips")
+        axis.set_ylabel("J&F minus dense")
+        axis.grid(axis="y", alpha=0.3)
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            known.setdefault(label, handle)
+    if panels:
+        figure.legend(known.values(), known.keys(), loc="outside right upper", fontsize=10)
+        figure.supxlabel("keep (share of a frame's rows)", fontsize=10)
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(str(file), dpi=110)
+    figure.savefig(str(file), dpi=80)
+
+
+def _lines() -> list[tuple[str, str]]:
+    return [(policy, text) for policy in (*POLICIES[1:], *QUERY_POLICIES) for text in TEXTS.get(policy, ("none",))]
