@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -75,26 +75,16 @@ CHECKPOINTS = {
 }
 
 
-class Clips(dict[str, Clip]):
-    """Clips by name, each made when it is first asked for."""
-
-    makers: ClassVar[dict[str, Callable[[], Clip]]] = {
-        "wide": lambda: make_clip("wide", 1),
-        "tall": lambda: make_clip("tall", 2, width=200, height=280),
-        "curtain": lambda: make_clip("curtain", 3, curtain=CURTAIN),
-        "full_size": lambda: make_clip("full_size", 1, frames=20),
-        "drawn": drawn_clip,
-    }
-
-    def __missing__(self, name: str) -> Clip:
-        self[name] = self.makers[name]()
-        return self[name]
-
-
 @pytest.fixture(scope="session")
 def clips() -> dict[str, Clip]:
     """Clips by name."""
-    return Clips()
+    return {
+        "wide": make_clip("wide", 1),
+        "tall": make_clip("tall", 2, width=200, height=280),
+        "curtain": make_clip("curtain", 3, curtain=CURTAIN),
+        "full_size": make_clip("full_size", 1, frames=20),
+        "drawn": drawn_clip(),
+    }
 
 
 @pytest.fixture(scope="session")
