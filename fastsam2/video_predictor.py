@@ -29,7 +29,7 @@ from fastsam2.runtime.host_device import HOST
 from fastsam2.runtime.host_tensor import HostTensor, on_host
 from fastsam2.runtime.loaded import LoadedBundle, load
 from fastsam2.runtime.postprocess import resize_logits
-from fastsam2.runtime.preprocess import mask_to_input
+from fastsam2.runtime.preprocess import mask_to_input, soft_mask_to_input
 from fastsam2.runtime.prompts import official_points
 from fastsam2.runtime.stages import DEFAULT_MEMORY_BUDGET_MB
 
@@ -260,14 +260,19 @@ class SAM2VideoPredictor(ClipTracker):
         return self.add_new_points_or_box(*args, **kwargs)
 
     def add_new_mask(self, inference_state: State, frame_idx: int, obj_id: Hashable, mask: Any) -> tuple[int, list[Hashable], Tensor]:
-        """Prompt an object with a mask [h, w] of any size, not zero on the object. Otherwise as `add_new_points_or_box`."""
+        """Prompt an object with a mask [h, w] of any size, not zero on the object; of a tensor, at least 0.5 after resizing.
+
+        Otherwise as `add_new_points_or_box`.
+        """
         clip: Clip = inference_state[_CLIP]
         frame = clip.check_frame_index(frame_idx)
         given = np.asarray(on_host(mask))
-        # Officially what is no tensor becomes bool, while tensors are taken as they are and only 0 and 1 make sense in them.
-        given = given.astype(np.float32 if hasattr(mask, "detach") else np.bool_)
+        if hasattr(mask, "detach"):  # officially what is no tensor becomes bool
+            resized = soft_mask_to_input(given.astype(np.float32), self.image_size)
+        else:
+            resized = mask_to_input(given.astype(np.bool_), self.image_size)
         known = clip.objects.get(obj_id) or self.new_object()
-        self.prompt_mask(clip, known, frame, mask_to_input(given, self.image_size))
+        self.prompt_mask(clip, known, frame, resized)
         return self._prompted(inference_state, frame, obj_id, known)
 
     def propagate_in_video_preflight(self, inference_state: State) -> None:

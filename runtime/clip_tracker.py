@@ -205,6 +205,7 @@ class ClipTracker:
 
         Raises:
             StateError: if there is no object, or one without a prompt frame. Nothing was changed.
+            BackendError: if graphs have no room for as many prompt frames of an object. Nothing was changed.
         """
         if not clip.objects:
             raise StateError(expected("at least one prompted object", "none", "Call add_new_points_or_box() or add_new_mask() first"))
@@ -212,13 +213,16 @@ class ClipTracker:
             if not known.prompt_frames and not known.pending[True]:
                 got = f"object id {object_id!r} without any"
                 raise StateError(expected("a prompt for every object", got, "Prompt it on a frame, or call remove_object()"))
+        limit = len(clip.frames) if self.max_cond_frames_in_attn == UNBOUNDED else self.max_cond_frames_in_attn
+        most = max(len({*known.prompt_frames, *known.pending[True]}) for known in clip.objects.values())
+        self._stages.check_prompt_frames(min(most, limit), option="max_cond_frames_in_attn")
         for known in clip.objects.values():
             for as_prompt in (False, True):
-                for frame in list(known.pending[as_prompt]):
-                    output = known.pending[as_prompt].pop(frame)
+                for frame, output in list(known.pending[as_prompt].items()):
                     if as_prompt or not known.is_prompt_frame(frame):  # the official predictor drops corrections of prompt frames, too
                         self._keep(clip, frame, [known], [output], prompted=True, as_prompt=as_prompt)
                     self._clear_around(known, frame)
+                    del known.pending[as_prompt][frame]  # last: what is interrupted is done again
 
     def track(self, clip: Clip, frame: int, ids: Iterable[Hashable], *, reverse: bool) -> Float:
         """Track objects on a frame; those with a prompt there keep its answer.
@@ -233,9 +237,12 @@ class ClipTracker:
             float32 [B, L, L]: their logits.
 
         Raises:
-            StateError: if an object has no prompt frame left.
+            StateError: if an object has no prompt frame left, or was removed.
         """
-        objects = [clip.objects[i] for i in ids]
+        wanted = list(ids)
+        if gone := [i for i in wanted if i not in clip.objects]:
+            raise StateError(expected(f"objects {wanted}, with which tracking began", f"{gone} removed since", "Begin tracking again"))
+        objects = [clip.objects[i] for i in wanted]
         following = [known for known in objects if not known.is_prompt_frame(frame)]
         if following:
             features = self._features(clip, frame)
@@ -283,8 +290,8 @@ class ClipTracker:
         scores = np.array([output.score for output in outputs], np.float32)
         rows = self._stages.encode_memory(self._features(clip, frame), logits, scores, np.full(len(objects), prompted))
         for row, (known, output) in enumerate(zip(objects, outputs, strict=True)):
-            known.outputs[frame] = output
             known.memory.write(frame, rows[row], output.pointer, prompt=as_prompt)
+            known.outputs[frame] = output
 
     def _clear_around(self, known: ClipObject, frame: int) -> None:
         if not self.clear_non_cond_mem_around_input:

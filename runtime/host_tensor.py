@@ -11,8 +11,11 @@ from fastsam2.errors import BackendError, expected
 
 
 def on_host(value: Any) -> Any:
-    """A torch tensor as an array; anything else as it is."""
-    return value.detach().cpu().numpy() if hasattr(value, "detach") else value
+    """A torch tensor as an array, bfloat16, which numpy does not have, as float32; anything else as it is."""
+    if not hasattr(value, "detach"):
+        return value
+    held = value.detach().cpu()
+    return (held.float() if str(value.dtype) == "torch.bfloat16" else held).numpy()
 
 
 class HostTensor(np.ndarray[Any, np.dtype[Any]]):

@@ -114,10 +114,10 @@ class ClipMemory(Memory):
             pointer: float32 [C].
             prompt: whether the frame counts as a prompt frame.
         """
+        bits, own_pointer = self.device.fetch(self.device.to_bfloat16(rows), pointer)
         held = self.frames.get(frame)
         if held is not None and prompt and not held.prompt:
             del self.frames[frame]
-        bits, own_pointer = self.device.fetch(self.device.to_bfloat16(rows), pointer)
         self.frames[frame] = FrameMemory(own_pointer, prompt, bits, self._grid, None)
 
 

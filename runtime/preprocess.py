@@ -87,7 +87,30 @@ def mask_to_input(mask: npt.NDArray[np.generic], size: int) -> npt.NDArray[np.fl
     Raises:
         PromptError: if the mask has another shape, dtype or other values (NaN included).
     """
-    values = _binary(mask).astype(np.float32)
+    return _resized(_binary(mask).astype(np.float32), size)
+
+
+def soft_mask_to_input(mask: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:
+    """Resize a mask prompt of any values as the official predictor does a tensor: values first, then what is at least 0.5 is foreground.
+
+    Args:
+        mask: [H,W] float32. One that is S x S already is taken as it is officially, and must be of 0 and 1 here.
+        size: S, pixels.
+
+    Returns:
+        float32 [S,S] of 0.0 and 1.0, C-contiguous.
+
+    Raises:
+        PromptError: if the mask has another shape, a value is not finite, or an S x S one has other values.
+    """
+    if mask.ndim != 2 or 0 in mask.shape or mask.shape == (size, size):
+        return mask_to_input(mask, size)
+    if not np.isfinite(mask).all():
+        raise PromptError(expected("a mask of finite numbers", "NaN or infinity among them", "Threshold it, for example mask > 0"))
+    return _resized(mask, size)
+
+
+def _resized(values: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:
     if values.shape == (size, size):
         return values
     height, width = values.shape

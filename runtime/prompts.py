@@ -139,7 +139,8 @@ def official_points(
         raise PromptError(expected("points or a box", "neither", "Give at least one of them"))
     clicks, kinds = np.zeros((0, 2), np.float32), np.zeros(0, np.int32)
     if points is not None and labels is not None:
-        clicks = _numbers(_without_batch(points, "points", 3), "points", "[n, 2]", (None, 2))
+        given = _without_batch(points, "points", 3)
+        clicks = _numbers(given if given.shape != (0,) else clicks, "points", "[n, 2]", (None, 2))
         kinds = _without_batch(labels, "labels", 2)
         if kinds.shape != (len(clicks),):
             raise PromptError(expected(f"labels [{len(clicks)}], one per point", f"shape {list(kinds.shape)}", "Give as many as points"))

@@ -103,15 +103,19 @@ class Stages:
         self.device = device_of(backend)
         self._read = self.device.memory_reader(spec)
 
-    def check_prompt_frames(self, count: int) -> None:
-        """Finds out before the first frame whether graphs have room for `count` prompt frames of an object.
+    def check_prompt_frames(self, count: int, *, option: str = "max_prompt_frames") -> None:
+        """Finds out before memory is read whether graphs have room for `count` prompt frames of an object.
+
+        Args:
+            count: prompt frames.
+            option: what limits them where the caller is.
 
         Raises:
             BackendError: if they do not.
         """
         room = self.device.max_prompt_frames()
         if room is not None and count > room:
-            todo = f"Build them again with --max-prompt-frames {count}, or give max_prompt_frames={room}: older ones become ordinary frames"
+            todo = f"Build them again with --max-prompt-frames {count}, or give {option}={room}: older ones become ordinary frames"
             raise BackendError(expected(f"engines with room for {count} prompt frames of an object", f"room for {room}", todo))
 
     def chunks(self, role: GraphRole, count: int, rows: int = 0, queries: int = 0) -> list[slice]:

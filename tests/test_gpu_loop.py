@@ -165,6 +165,47 @@ def test_a_finished_clip(host: LoadedBundle, backend: GpuBackend) -> None:
     np.testing.assert_array_equal(*logits)
 
 
+def test_frames_before_an_objects_prompt_on_engines_with_room_for_one_pointer_at_least(
+    host: LoadedBundle, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Engines have no profile without pointers, so there is one that nothing attends to. Oracle: the host, where there is none."""
+    backend = fake_backend(host.folder, host.manifest, library, target=ExportTarget.TENSORRT)
+    enqueue, pointers = LateEngines.enqueue, []
+
+    def insist(self: LateEngines, role: GraphRole, inputs: Any, outputs: Any) -> None:
+        if role is GraphRole.MEMORY_ATTENTION:
+            pointers.append(inputs["pointers"].shape[1])
+        enqueue(self, role, inputs, outputs)
+
+    monkeypatch.setattr(LateEngines, "enqueue", insist)
+    answers = []
+    for bundle in (LoadedBundle(host.folder, host.manifest, backend), host):
+        predictor = SAM2VideoPredictor(bundle)
+        state = predictor.init_state(list(FRAMES[:5]))
+        predictor.add_new_points_or_box(state, 0, 1, box=BOX)
+        predictor.add_new_points_or_box(state, 2, 7, box=OTHER_BOX)
+        answers.append(np.stack([np.asarray(logits) for _, _, logits in predictor.propagate_in_video(state)]))
+    ours, theirs = answers
+    assert pointers == [1, 1, 1, 2, 3, 4], "object 7 on frames 0 and 1 has none"
+    assert np.abs(ours - theirs).max() < 1e-3
+    assert (theirs[0, 1] != theirs[0, 0]).any()
+
+
+def test_the_drop_in_refuses_prompt_frames_that_the_engines_have_no_room_for(
+    host: LoadedBundle, backend: GpuBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LateEngines, "max_prompt_frames", lambda self: 1)
+    predictor = SAM2VideoPredictor(LoadedBundle(host.folder, host.manifest, backend))
+    state = predictor.init_state(list(FRAMES[:5]))
+    for frame in (0, 2):
+        predictor.add_new_points_or_box(state, frame, 1, box=BOX)
+    with pytest.raises(BackendError, match=r"room for 2 prompt frames .* got room for 1\. .*max_cond_frames_in_attn=1"):
+        next(iter(predictor.propagate_in_video(state)))
+    assert set(state["clip"].objects[1].pending[True]) == {0, 2}
+    predictor.max_cond_frames_in_attn = 1
+    assert len(list(predictor.propagate_in_video(state))) == 5
+
+
 def test_the_drop_in_on_a_gpu(host: LoadedBundle, backend: GpuBackend, tmp_path: Path) -> None:
     answers = []
     for bundle in (LoadedBundle(host.folder, host.manifest, backend), host):

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from fastsam2.errors import PromptError
-from fastsam2.runtime.preprocess import check_frame, frame_to_pixels, mask_to_input
+from fastsam2.runtime.preprocess import check_frame, frame_to_pixels, mask_to_input, soft_mask_to_input
 
 SIZES = [  # mask (H, W) -> model side
     ((720, 1280), 256),  # 6 taps: torch's vectorised loop and its remainder
@@ -59,7 +59,9 @@ def shapes(height: int, width: int, rng: np.random.Generator) -> Iterator[tuple[
 def test_mask_equals_torch_in_every_pixel(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     rng = np.random.default_rng(0)
-    cases = {f"{h}x{w}-{side}-{kind}": mask for (h, w), side in SIZES for kind, mask in shapes(h, w, rng)}
+    cases: dict[str, npt.NDArray[Any]] = {f"{h}x{w}-{side}-{kind}": mask for (h, w), side in SIZES for kind, mask in shapes(h, w, rng)}
+    soft = {f"{h}x{w}-{side}-logits": rng.normal(0.5, 4, (h, w)).astype(np.float32) for (h, w), side in SIZES if (h, w) != (side, side)}
+    cases |= soft
     np.savez(tmp_path / "cases.npz", **cases)
     # Other builds of torch's kernel round otherwise, so the oracle is pinned; the choice is made once per process.
     subprocess.run(
@@ -70,7 +72,10 @@ def test_mask_equals_torch_in_every_pixel(tmp_path: Path) -> None:
     expected = np.load(tmp_path / "expected.npz")
     if expected["capability"] != "AVX2":
         pytest.skip(f"torch runs its {expected['capability']} kernels here; the resize repeats the AVX2 ones")
-    differing = {key: int((mask_to_input(mask, int(key.split("-")[1])) != expected[key]).sum()) for key, mask in cases.items()}
+    differing = {}
+    for key, mask in cases.items():
+        resize = soft_mask_to_input if key in soft else mask_to_input
+        differing[key] = int((resize(mask, int(key.split("-")[1])) != expected[key]).sum())
     assert {key: n for key, n in differing.items() if n} == {}
     assert sum(int(expected["ties-" + key]) for key in cases) > 10_000  # the cases do hit the hard spot
 
@@ -112,6 +117,14 @@ def test_mask_of_0_and_255_and_mask_that_fits() -> None:
 def test_mask_refused(mask: Any) -> None:
     with pytest.raises(PromptError, match=r"expected a mask .*, got "):
         mask_to_input(mask, 32)
+
+
+@pytest.mark.parametrize("values", [np.nan, np.inf])
+def test_soft_mask_refused(values: float) -> None:
+    with pytest.raises(PromptError, match="a mask of finite numbers"):
+        soft_mask_to_input(np.array([[0.0, values]], np.float32), 32)
+    with pytest.raises(PromptError, match=r"a mask of 0 and 1 .*Threshold it"):
+        soft_mask_to_input(np.full((32, 32), 0.7, np.float32), 32)
 
 
 @pytest.mark.parametrize(("shape", "size"), [((72, 128), 32), ((31, 17), 64), ((64, 64), 64), ((1, 1), 32)])

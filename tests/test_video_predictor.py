@@ -139,6 +139,23 @@ def test_points_may_come_in_any_form(given: dict[str, Any], predictor: SAM2Video
     assert (points.dtype, labels.dtype, labels.tolist()) == (np.float32, np.int32, [[1, 0]])
 
 
+@pytest.mark.parametrize("nothing", [[], np.array([]), torch.empty(0), np.zeros((0, 2))], ids=["list", "numpy", "torch", "no rows"])
+def test_no_points_beside_a_box(nothing: Any, predictor: SAM2VideoPredictor, state: Any) -> None:
+    alone = predictor.add_new_points_or_box(state, 0, 1, box=BOX)[2]
+    both = predictor.add_new_points_or_box(state, 0, 2, points=nothing, labels=[], box=BOX)[2]
+    assert torch.equal(torch.as_tensor(both[1]), torch.as_tensor(alone[0]))
+
+
+def test_bfloat16(predictor: SAM2VideoPredictor, state: Any, clip: Clip) -> None:
+    """As tensors are under the autocast of the official examples."""
+    corners, mask = torch.tensor(BOX, dtype=torch.bfloat16), torch.from_numpy(clip.mask(0, "disc")).bfloat16()
+    for first, second in (
+        (predictor.add_new_points_or_box(state, 0, 1, box=BOX), predictor.add_new_points_or_box(state, 0, 2, box=corners)),
+        (predictor.add_new_mask(state, 1, 1, clip.mask(0, "disc")), predictor.add_new_mask(state, 1, 2, mask)),
+    ):
+        assert torch.equal(torch.as_tensor(second[2][1]), torch.as_tensor(first[2][0]))
+
+
 def test_a_box_comes_before_the_points(predictor: SAM2VideoPredictor, state: Any) -> None:
     predictor.add_new_points_or_box(state, 0, 1, points=[[-5, 500]], labels=[0], box=torch.tensor([BOX]))
     assert state["clip"].objects[1].points[0][1].tolist() == [[2, 3, 0]]
@@ -173,7 +190,8 @@ CALLS: dict[str, tuple[Callable[[Any, Any], Any], type[FastSam2Error], str]] = {
     "negative frame": (lambda p, s: p.add_new_mask(s, -1, 1, np.ones((4, 4))), PromptError, "frame index"),
     "text as frame": (lambda p, s: p.clear_all_prompts_in_frame(s, "0", 1), PromptError, "frame index"),
     "3-D mask": (lambda p, s: p.add_new_mask(s, 0, 1, np.ones((1, 4, 4))), PromptError, r"a mask \[H, W\]"),
-    "mask of logits": (lambda p, s: p.add_new_mask(s, 0, 1, torch.randn(4, 4)), PromptError, "Threshold it"),
+    "logits of the input's size": (lambda p, s: p.add_new_mask(s, 0, 1, torch.randn(128, 128)), PromptError, "Threshold it"),
+    "mask with NaN": (lambda p, s: p.add_new_mask(s, 0, 1, torch.full((4, 4), torch.nan)), PromptError, "finite numbers"),
     "unknown object": (lambda p, s: p.remove_object(s, 77, strict=True), StateError, r"an object id of \[5\], got 77"),
     "start outside": (lambda p, s: list(p.propagate_in_video(s, -1)), PromptError, "frame index"),
     "reverse start outside": (lambda p, s: list(p.propagate_in_video(s, FRAMES, reverse=True)), PromptError, "frame index"),
@@ -208,6 +226,54 @@ def test_tracking_without_prompts_is_refused(predictor: SAM2VideoPredictor, stat
     predictor.clear_all_prompts_in_frame(state, 0, 1)
     with pytest.raises(StateError, match="an object whose prompts were cleared"):
         predictor.add_new_points_or_box(state, 4, 1, [[100, 80]], [1])
+
+
+def test_an_interrupted_preflight_is_done_again(
+    predictor: SAM2VideoPredictor, state: Any, clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of the memory encoder's runs is interrupted, tracking afterwards is what it is without. Oracle: an undisturbed session."""
+
+    def prompt(given: Any) -> None:
+        predictor.add_new_points_or_box(given, 0, 1, box=BOX)
+        predictor.add_new_points_or_box(given, 4, 1, points=[[150, 100]], labels=[1])
+        predictor.add_new_points_or_box(given, 2, 2, points=[[200, 150]], labels=[1])
+
+    backend, undisturbed = predictor._stages.backend, predictor.init_state(clip.frames)
+    prompt(undisturbed)
+    expected = list(predictor.propagate_in_video(undisturbed))
+
+    class Interrupted:
+        name, left = backend.name, 0
+
+        def run(self, role: GraphRole, inputs: Any) -> Any:
+            if role is GraphRole.MEMORY_ENCODER:
+                self.left -= 1
+                if self.left == 0:
+                    raise KeyboardInterrupt
+            return backend.run(role, inputs)
+
+    interrupted = Interrupted()
+    monkeypatch.setattr(predictor._stages, "backend", interrupted)
+    for interrupted.left in (1, 2, 3):
+        again = predictor.init_state(clip.frames)
+        prompt(again)
+        with pytest.raises(KeyboardInterrupt):
+            predictor.propagate_in_video_preflight(again)
+        got = list(predictor.propagate_in_video(again))
+        assert [(t, ids) for t, ids, _ in got] == [(t, ids) for t, ids, _ in expected]
+        for (_, _, ours), (_, _, theirs) in zip(got, expected, strict=True):
+            assert torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs))
+
+
+def test_an_object_removed_while_tracking_ends_it_with_a_reason(predictor: SAM2VideoPredictor, state: Any) -> None:
+    predictor.add_new_points_or_box(state, 0, 1, box=BOX)
+    predictor.add_new_points_or_box(state, 0, 2, [[200, 150]], [1])
+    tracking = predictor.propagate_in_video(state)
+    next(tracking)
+    predictor.remove_object(state, 2)
+    with pytest.raises(StateError, match=r"\[2\] removed since. Begin tracking again"):
+        next(tracking)
+    assert [ids for _, ids, _ in predictor.propagate_in_video(state)] == [[1]] * FRAMES
 
 
 def test_reset_and_removal_of_the_last_object_empty_the_state(predictor: SAM2VideoPredictor, state: Any) -> None:

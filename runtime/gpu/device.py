@@ -29,6 +29,7 @@ from fastsam2.runtime.gpu.uploads import FrameUploads
 from fastsam2.runtime.postprocess import interpolation
 from fastsam2.spread import uniform_scores
 
+_UNSEEN = -1e4  # added to the logits of keys that are not there; half precision holds it
 _CONSTANTS = 128  # kept; those used least recently are forgotten first
 
 
@@ -159,8 +160,11 @@ class GpuDevice:
         dim, hidden, with_bias = spec.memory_dim, spec.hidden_dim, self.engines.target is ExportTarget.TENSORRT
 
         def read(readings: Sequence[Reading]) -> dict[str, Tensor]:
+            unseen = with_bias and not readings[0].pointers  # engines have no room for none: one that nothing attends to
             frames = [[(self.put(rows), self.put(position), age) for rows, position, age in r.frames] for r in readings]
             pointers = [[(self.put(pointer), offset) for pointer, offset in r.pointers] for r in readings]
+            if unseen:
+                pointers = [[(self.full((hidden,), 0, np.float32), np.float32(0))] for _ in readings]
             layout = memory_table(
                 [[FrameRows(rows.address, position.address, len(position), age) for rows, position, age in own] for own in frames],
                 [[Pointer(pointer.address, float(offset)) for pointer, offset in own] for own in pointers],
@@ -175,11 +179,15 @@ class GpuDevice:
                     ("age", (b, m), np.int32),
                     ("pointers", (b, p, hidden), np.float32),
                     ("pointer_offset", (b, p), np.float32),
-                    *([("memory_bias", (b, m + p * spec.pointer_tokens), np.float32)] if with_bias else []),
+                    *([("memory_bias", (b, m + p * spec.pointer_tokens), np.float32)] if with_bias and not unseen else []),
                 )
             }
             addresses = {name: array.address for name, array in inputs.items()}
             self._ops.read_memory(table=table.address, layout=layout, dim=dim, hidden=hidden, **addresses, stream=self._stream())
+            if unseen:
+                bias = np.zeros((b, m + spec.pointer_tokens), np.float32)
+                bias[:, m:] = _UNSEEN
+                inputs["memory_bias"] = self.put(bias)
             return dict(inputs)
 
         return read
