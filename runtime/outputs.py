@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -35,6 +35,8 @@ RUN_FILE = "run.json"
 OWNED = ("masks", "masks.json", "overlay.mp4", "tokens.mp4", RUN_FILE)  # in the order they move into place
 DEFAULT_FPS = 25.0  # overlay rate for sources without one, such as folders
 PALETTE_IDS = range(1, 256)
+_STEPS = 256  # of a frame's length: the times that pictures of uneven rate can have
+_MPEG4_CLOCK = 65535  # most ticks a second that MPEG-4 part 2 knows
 
 
 class RunWriter:
@@ -51,6 +53,7 @@ class RunWriter:
         rle: also write masks.json.
         overlay: also write overlay.mp4.
         token_video: also write tokens.mp4, the memory rows kept of every frame but the last.
+        names: of the mask files, by frame, without suffix; None numbers them from 00000.
 
     Raises:
         VideoError: if the folder cannot be written, or holds files of these names that no run left there.
@@ -66,8 +69,10 @@ class RunWriter:
         rle: bool,
         overlay: bool = True,
         token_video: TokenPanels | None = None,
+        names: Sequence[str] | None = None,
     ) -> None:
         self.out = out
+        self._names = names
         self.size = size
         self._separate = separate
         self._partial = out / PARTIAL
@@ -79,8 +84,9 @@ class RunWriter:
         self._tokens: OverlayVideo | None = None
         if token_video is not None:
             self._tokens = OverlayVideo(self._partial / "tokens.mp4", size=token_video.size(size), fps=fps or DEFAULT_FPS)
-        self._last: npt.NDArray[np.uint8] | None = None
+        self._last: tuple[npt.NDArray[np.uint8], float | None] | None = None
         with _writing(out):
+            self._put_back()
             foreign = [name for name in OWNED if (out / name).exists()]
             if foreign and RUN_FILE not in foreign:
                 raise VideoError(
@@ -99,13 +105,25 @@ class RunWriter:
         """The folder that holds the masks until `finish`."""
         return self._partial / "masks"
 
-    def write(self, frame_rgb: npt.NDArray[np.uint8], result: Result, *, picture: npt.NDArray[np.uint8] | None = None) -> None:
-        """Writes one frame's masks and overlay picture, numbered `result.frame`.
+    @property
+    def _earlier(self) -> Path:
+        return self._partial / "earlier"
+
+    def write(
+        self,
+        frame_rgb: npt.NDArray[np.uint8],
+        result: Result,
+        *,
+        picture: npt.NDArray[np.uint8] | None = None,
+        time: float | None = None,
+    ) -> None:
+        """Writes one frame's masks and overlay picture, named by `result.frame`.
 
         Args:
             frame_rgb: uint8 [H, W, 3].
             result: masks [B, H, W].
             picture: `draw_overlay` of the two where it was drawn already.
+            time: seconds after the first frame; None for one step of the rate after the frame before.
 
         Raises:
             VideoError: if sizes differ from the run's, or the disk does not take it. Call `abort`.
@@ -117,22 +135,24 @@ class RunWriter:
         strange = [i for i in result.ids if i not in PALETTE_IDS]
         if strange and not self._separate:
             raise PromptError(expected("object ids in 1..255 for palette masks", strange, "Use --separate, or other ids"))
+        name = f"{result.frame:05d}.png" if self._names is None else f"{self._names[result.frame]}.png"
         with _writing(self.out):
             if self._separate:
                 for object_id, mask in zip(result.ids, result.masks, strict=True):
                     folder = self.masks / f"{object_id:03d}"
                     folder.mkdir(exist_ok=True)
-                    Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(folder / f"{result.frame:05d}.png")
+                    Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(folder / name)
             else:
-                self._palette_image(result).save(self.masks / f"{result.frame:05d}.png")
+                self._palette_image(result).save(self.masks / name)
             if self._rle is not None:
                 self._write_rle(result, self._rle)
             if self._video is not None:
-                self._video.write(draw_overlay(frame_rgb, result) if picture is None else picture)
+                self._video.write(draw_overlay(frame_rgb, result) if picture is None else picture, time)
             if self._tokens is not None and self._panels is not None:
                 if self._last is not None:
-                    self._tokens.write(self._panels.draw(self._last, result.tokens))
-                self._last = frame_rgb
+                    before, then = self._last
+                    self._tokens.write(self._panels.draw(before, result.tokens), then)
+                self._last = frame_rgb, time
         self._frames += 1
 
     def finish(self, run: dict[str, Any]) -> None:
@@ -142,7 +162,7 @@ class RunWriter:
             run: JSON-ready facts about the run; run.json also gets `outputs`: how masks were written, the overlay's codec, fps and size.
 
         Raises:
-            VideoError: if no frame was written or the disk does not take it; an earlier run's files are then in place. Call `abort`.
+            VideoError: if no frame was written or the disk does not take it. Call `abort`, which puts an earlier run's files back.
         """
         if not self._frames:
             raise VideoError(expected("at least one written frame", "none", "Call abort for a run without frames"))
@@ -151,7 +171,7 @@ class RunWriter:
             "masks": "separate" if self._separate else "palette",
             "rle": self._rle is not None,
             "overlay": self._video.facts() if self._video is not None else None,
-            "tokens": self._tokens.facts() if self._tokens is not None else None,
+            "tokens": self._tokens.facts() if self._tokens is not None and self._frames > 1 else None,
         }
         with _writing(self.out):
             for video in (self._video, self._tokens):
@@ -175,6 +195,7 @@ class RunWriter:
                     video.close()
         with _writing(self.out):
             if self._partial.exists():
+                self._put_back()
                 shutil.rmtree(self._partial)
 
     def _palette_image(self, result: Result) -> Image.Image:
@@ -199,31 +220,31 @@ class RunWriter:
             self._separator = ","
 
     def _replace(self) -> None:
-        earlier = self._partial / "earlier"
-        earlier.mkdir()
-        try:
-            for name in OWNED[::-1]:
+        self._earlier.mkdir()
+        for name in OWNED[::-1]:
+            if (self.out / name).exists():
+                os.replace(self.out / name, self._earlier / name)
+        for name in OWNED:
+            if (self._partial / name).exists():
+                os.replace(self._partial / name, self.out / name)
+        self._earlier.rename(self._partial / "replaced")  # from here on the new run is the one that counts
+
+    def _put_back(self) -> None:
+        """Files of an earlier run that `_replace` had moved away when it was stopped, whatever stopped it."""
+        for name in OWNED:
+            if (self._earlier / name).exists():
                 if (self.out / name).exists():
-                    os.replace(self.out / name, earlier / name)
-            for name in OWNED:
-                if (self._partial / name).exists():
-                    os.replace(self._partial / name, self.out / name)
-        except OSError:
-            for name in OWNED:
-                if (earlier / name).exists():
-                    if (self.out / name).exists():
-                        os.replace(self.out / name, self._partial / name)
-                    os.replace(earlier / name, self.out / name)
-            raise
+                    os.replace(self.out / name, self._partial / name)
+                os.replace(self._earlier / name, self.out / name)
 
 
 class OverlayVideo:
-    """An mp4 of RGB pictures: H.264, or MPEG-4 part 2 where PyAV comes without libx264. The file appears with the first picture.
+    """An mp4 of RGB pictures at their times: H.264, or MPEG-4 part 2 where PyAV comes without libx264. The first picture makes the file.
 
     Args:
         path: the file.
         size: (H, W) of the pictures; odd sides are padded by repeating the last row or column.
-        fps: frames per second.
+        fps: frames per second, for pictures without a time.
     """
 
     def __init__(self, path: Path, *, size: tuple[int, int], fps: float) -> None:
@@ -233,22 +254,30 @@ class OverlayVideo:
         self.size = even_size(size)
         self._container: OutputContainer | None = None
         self._stream: VideoStream | None = None
+        self._rate = Fraction(fps).limit_denominator(1001)  # 30000/1001 comes back from 29.97...
+        self._steps = _STEPS if self.codec == "libx264" else min(_STEPS, max(1, _MPEG4_CLOCK // self._rate.numerator))
+        self._clock = 1 / (self._rate * self._steps)
+        self._ticks = -1
 
     def facts(self) -> dict[str, Any]:
         """What run.json says of the video; `size` is [H, W]."""
         return {"codec": self.codec, "fps": self.fps, "size": list(self.size)}
 
-    def write(self, picture: npt.NDArray[np.uint8]) -> None:
-        """Appends one uint8 [H, W, 3] RGB picture."""
+    def write(self, picture: npt.NDArray[np.uint8], time: float | None = None) -> None:
+        """Appends one uint8 [H, W, 3] RGB picture, `time` seconds after the first; None for one step of the rate after the one before."""
         if self._container is None or self._stream is None:
             self._container = av.open(str(self.path), "w")
-            rate = Fraction(self.fps).limit_denominator(1001)  # 30000/1001 comes back from 29.97...
             options = {"preset": "veryfast", "crf": "20"} if self.codec == "libx264" else {}
-            self._stream = cast(VideoStream, self._container.add_stream(self.codec, rate=rate, options=options))
+            self._stream = cast(VideoStream, self._container.add_stream(self.codec, rate=self._rate, options=options))
             self._stream.height, self._stream.width = self.size
             self._stream.pix_fmt = "yuv420p"
+            self._stream.codec_context.time_base = self._clock
         pad = ((0, self.size[0] - picture.shape[0]), (0, self.size[1] - picture.shape[1]), (0, 0))
-        self._container.mux(self._stream.encode(VideoFrame.from_ndarray(np.pad(picture, pad, mode="edge"), format="rgb24")))
+        frame = VideoFrame.from_ndarray(np.pad(picture, pad, mode="edge"), format="rgb24")
+        wanted = self._ticks + self._steps if time is None else round(time / self._clock)
+        frame.time_base = self._clock
+        frame.pts = self._ticks = 0 if self._ticks < 0 else max(wanted, self._ticks + 1)
+        self._container.mux(self._stream.encode(frame))
 
     def close(self) -> None:
         """Writes what the encoder still holds and the index. Safe to call twice."""

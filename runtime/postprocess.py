@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fastsam2.errors import BackendError, expected
+from fastsam2.errors import BackendError, PromptError, expected
 
 HOLE_LOGIT = 0.1  # official value given to a filled hole
 _BLOCK_ROWS = 32  # output rows interpolated at a time: few numpy calls, and temporaries that stay in the cache
@@ -93,6 +93,28 @@ def masks_from_logits(logits: Float32Array, size: tuple[int, int]) -> npt.NDArra
     return masks
 
 
+def check_hole_area(area: int) -> None:
+    """Whether holes of that size can be filled here.
+
+    Raises:
+        PromptError: if it is negative.
+        BackendError: if OpenCV, which finds them, is not installed.
+    """
+    if area < 0:
+        raise PromptError(expected("fill_hole_area >= 0", area, "0 fills nothing; the official predictor uses 8 on CUDA"))
+    if area:
+        _opencv()
+
+
+def _opencv() -> Any:
+    try:
+        import cv2
+    except ImportError as error:
+        todo = "Run `pip install 'fastsam2[holes]'`, or set the hole area to 0"
+        raise BackendError(expected("OpenCV for hole filling", "no module cv2", todo)) from error
+    return cv2
+
+
 def fill_holes(logits: Float32Array, max_area: int) -> Float32Array:
     """Give small holes a small positive logit, as the official `fill_holes_in_mask_scores`.
 
@@ -110,12 +132,7 @@ def fill_holes(logits: Float32Array, max_area: int) -> Float32Array:
     """
     if max_area == 0:
         return logits
-    try:
-        import cv2
-    except ImportError as error:
-        raise BackendError(
-            expected("OpenCV for hole filling", "no module cv2", "Run `pip install opencv-python-headless`, or set the hole area to 0")
-        ) from error
+    cv2 = _opencv()
     filled = logits.copy()
     for one in filled:
         background = (one <= 0).astype(np.uint8)

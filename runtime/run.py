@@ -7,12 +7,13 @@ What is written for a frame is its state after the prompts on it. Nothing is wri
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -20,7 +21,7 @@ from typing import Any
 
 from fastsam2.config import Prune
 from fastsam2.enums import BackendName, PrunePolicy
-from fastsam2.errors import PromptError, expected
+from fastsam2.errors import PromptError, VideoError, expected
 from fastsam2.runtime.auto_text import Describer
 from fastsam2.runtime.loaded import LoadedBundle, load
 from fastsam2.runtime.outputs import PALETTE_IDS, RunWriter, load_mask
@@ -40,6 +41,8 @@ from fastsam2.runtime.window import Window
 
 Action = tuple[TimedPrompt, dict[str, Any]]  # a prompt and the arguments of the tracker's call
 Amend = Callable[[dict[str, Any], Path], dict[str, Any]]
+
+_log = logging.getLogger("fastsam2")
 
 
 def run_video(
@@ -170,10 +173,15 @@ def run_video(
         limit = frames if video.frame_count is None else video.frame_count
         actions = _checked_actions(plan, video, limit, separate or out is None)
         tracker = loaded.tracker(prune=options.prune, **options.tracker)
-        sender = None if stream is None else OverlayStream(stream, size=video.size, fps=video.fps, live=video.live)
-        with closing(Watch(window=window, stream=sender, stream_alone=out is None and window is None)) as watch:
-            writer = None if out is None else _writer(out, options, plan, video)
-            try:
+        writer = None if out is None else _writer(out, options, plan, video)
+        with ExitStack() as undo:
+            if writer is not None:
+                undo.callback(writer.abort)
+            sender = None if stream is None else OverlayStream(stream, size=video.size, fps=video.fps, live=video.live)
+            if sender is not None:
+                undo.callback(sender.discard)
+            ids = None if separate or out is None else PALETTE_IDS
+            with closing(Watch(window=window, stream=sender, stream_alone=out is None and window is None, ids=ids)) as watch:
                 words = _Words(describer, timer, on_description, drawn=auto_text)
                 run = _Run(tracker, video, actions, timer, watch, writer, words)
                 log = run.track(lambda n: progress and progress(n, limit))
@@ -195,10 +203,7 @@ def run_video(
                 if writer is not None:
                     record = amend(record, writer.masks) if amend else record
                     writer.finish(record)
-            except BaseException:
-                if writer is not None:
-                    writer.abort()
-                raise
+            undo.pop_all()
     return record
 
 
@@ -206,7 +211,7 @@ def _writer(out: Path, options: RunOptions, plan: Sequence[TimedPrompt], video: 
     files = dict(options.files)
     shown = min(MAX_LINES, len({p.id for p in plan}) or 1)
     panels = TokenPanels(shown, routed=options.prune.policy is PrunePolicy.ROUTER) if files.pop("tokens") else None
-    return RunWriter(out, size=video.size, fps=video.fps, **files, token_video=panels)
+    return RunWriter(out, size=video.size, fps=video.fps, **files, token_video=panels, names=video.numbers)
 
 
 def _check_texts(plan: Sequence[TimedPrompt], prune: Prune, loaded: LoadedBundle, *, auto_text: bool) -> None:
@@ -300,17 +305,20 @@ class _Run:
     writer: RunWriter | None
     words: _Words
     drawn: list[TimedPrompt] = field(default_factory=list)
+    log: FrameLog = field(default_factory=FrameLog)
 
     def track(self, progress: Callable[[int], object]) -> FrameLog:
-        """Every frame, until the source ends or the user ends a live one."""
-        log, upcoming = FrameLog(), None
+        """Every frame, until the source ends, or the user or a failure ends a live one."""
+        log, ahead = self.log, None
         try:
             while not log.interrupted:
                 start = perf_counter()
-                frame = self._next() if upcoming is None else upcoming
-                if frame is None:
+                now = self._next() if ahead is None else ahead
+                if now is None:
                     break
-                upcoming = None if self.video.live else self._next()
+                frame, time = now
+                ahead = None if self.video.live else self._next()
+                upcoming = None if ahead is None else ahead[0]
                 if not log.frames and not self.video.live and not self.actions:
                     self.watch.hold(frame)
                     start = perf_counter()
@@ -318,7 +326,7 @@ class _Run:
                     result = self._track_frame(frame, upcoming, log.frames)
                     log.seconds += perf_counter() - start
                     with self.timer.stage("write"):
-                        self._hand_out(frame, result)
+                        self._hand_out(frame, result, time)
                     log.add(result)
                 progress(log.frames)
                 log.interrupted = self.watch.closed
@@ -328,9 +336,18 @@ class _Run:
             log.interrupted = True
         return log
 
-    def _next(self) -> Frame | None:
-        with self.timer.stage("decode"):
-            return next(self.video, None)
+    def _next(self) -> tuple[Frame, float | None] | None:
+        """The next frame and its time; None at the end, which a live source that fails after its first frame has reached."""
+        try:
+            with self.timer.stage("decode"):
+                frame = next(self.video, None)
+        except VideoError as error:
+            if not self.video.live or not self.log.frames:
+                raise
+            self.log.lost = str(error)
+            _log.warning("the source ended after %d frames, which are kept: %s", self.log.frames, error)
+            return None
+        return None if frame is None else (frame, self.video.time)
 
     def _track_frame(self, frame: Frame, upcoming: Frame | None, number: int) -> Result:
         planned = self.actions.get(number, ())
@@ -350,12 +367,12 @@ class _Run:
                     self.tracker.describe(prompt.id, text)
         return result
 
-    def _hand_out(self, frame: Frame, result: Result) -> None:
+    def _hand_out(self, frame: Frame, result: Result, time: float | None) -> None:
         picture = draw_overlay(frame, result) if self.watch.wants_pictures else None
         if self.writer is not None:
-            self.writer.write(frame, result, picture=picture)
+            self.writer.write(frame, result, picture=picture, time=time)
         if picture is not None:
-            self.watch.show(picture)
+            self.watch.show(picture, time)
 
 
 @contextmanager
@@ -377,6 +394,6 @@ def _whole_frame(live: bool) -> Iterator[None]:
 
 def _check_all_reached(plan: Sequence[TimedPrompt], video: FrameSource, log: FrameLog) -> None:
     late = [p for p in plan if p.frame >= log.frames]
-    if late and not log.interrupted:
+    if late and not log.interrupted and log.lost is None:
         got = f"a prompt for object {late[0].id} on frame {late[0].frame}"
         raise PromptError(expected(f"prompts on the {log.frames} frames that {video.source} had", got, "Prompt a frame that exists"))

@@ -88,6 +88,7 @@ class FrameLog:
     seconds: float = 0.0  # decoding and tracking
     memory: MemoryReport = field(default_factory=MemoryReport)
     interrupted: bool = False
+    lost: str | None = None  # why a live source ended
 
     @property
     def frames(self) -> int:
@@ -148,6 +149,7 @@ def run_json(
         "source": _source_json(video),
         "frames": log.frames,
         "interrupted": log.interrupted,
+        "source_lost": log.lost,
         "fps": log.frames / log.seconds,
         "stages_ms": stages_ms,
         "stream": stream,

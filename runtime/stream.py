@@ -10,10 +10,10 @@ given up and `error` says so. UDP cannot tell whether anyone listens.
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from time import monotonic
 from typing import Any, cast
 
 import av
@@ -76,6 +76,8 @@ class StreamTarget:
             raise VideoError(expected(forms, repr(text), "For example --stream udp://127.0.0.1:5000, then `ffplay udp://127.0.0.1:5000`"))
         if path.is_file():
             raise VideoError(expected("a file that does not exist yet", path, "Remove it, or stream to another file"))
+        if not path.parent.is_dir():
+            raise VideoError(expected(f"a folder to put {path.name} into", f"{path.parent}, which does not exist", "Make it first"))
         return cls(text, text, FILE_FORMATS[path.suffix.lower()], False, {})
 
 
@@ -106,9 +108,9 @@ class OverlayStream:
         self._size = even_size(size)
         self._rate = Fraction(fps or DEFAULT_FPS).limit_denominator(1001)
         self._slot: tuple[npt.NDArray[np.uint8], int] | None = None  # picture, ticks
-        self._given = 0
+        self._shown = -1 / self._rate  # seconds
         self._start = 0.0
-        self._busy_since: float | None = time.monotonic()
+        self._busy_since: float | None = monotonic()
         self._opened = self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="fastsam2-stream", daemon=True)
@@ -122,21 +124,21 @@ class OverlayStream:
                     expected(f"a stream that can be opened at {target}", got, "Start the receiver first, or check the address")
                 )
 
-    def write(self, picture: npt.NDArray[np.uint8]) -> None:
+    def write(self, picture: npt.NDArray[np.uint8], time: float | None = None) -> None:
         """Hands over a picture, uint8 [H, W, 3] RGB, which must not change afterwards; does nothing once `error` is set.
 
-        A lossy stream returns at once; others wait for the encoder, for at most STALL_TIMEOUT_S.
+        A lossy stream returns at once; others wait for the encoder, for at most STALL_TIMEOUT_S. They show it `time` seconds after the
+        first, or one step of the rate after the one before.
         """
         with self._changed:
             if not self.lossy:
                 self._changed.wait_for(lambda: self._slot is None or self.error is not None, STALL_TIMEOUT_S)
-            if self._busy_since is not None and time.monotonic() - self._busy_since > STALL_TIMEOUT_S:
+            if self._busy_since is not None and monotonic() - self._busy_since > STALL_TIMEOUT_S:
                 self._give_up(f"nothing was taken for {STALL_TIMEOUT_S} s")
             if self.error is not None:
                 return
             self.dropped += self._slot is not None
-            self._slot = (picture, self._ticks())
-            self._given += 1
+            self._slot = (picture, self._ticks(time))
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -149,14 +151,21 @@ class OverlayStream:
             with self._changed:
                 self._give_up(f"it did not end within {STALL_TIMEOUT_S} s")
 
+    def discard(self) -> None:
+        """Ends the stream; a file that it wrote is removed."""
+        self.close()
+        if not self.target.network and self.target.text != STDOUT:
+            Path(self.target.text).unlink(missing_ok=True)
+
     def facts(self) -> dict[str, Any]:
         """What run.json says of the stream."""
         return {"target": self.target.text, "codec": video_codec(), "sent": self.sent, "dropped": self.dropped, "error": self.error}
 
-    def _ticks(self) -> int:
+    def _ticks(self, time: float | None) -> int:
         if not self.lossy:
-            return round(self._given / self._rate / CLOCK)
-        now = time.monotonic()
+            self._shown = self._shown + 1 / self._rate if time is None else Fraction(time)
+            return round(self._shown / CLOCK)
+        now = monotonic()
         self._start = self._start or now
         return round((now - self._start) / CLOCK)
 
@@ -207,6 +216,6 @@ class OverlayStream:
             self._busy_since = None
             self._changed.wait_for(lambda: self._slot is not None or self._closed or self.error is not None)
             item, self._slot = self._slot, None
-            self._busy_since = time.monotonic()
+            self._busy_since = monotonic()
             self._changed.notify_all()
             return item

@@ -21,7 +21,7 @@ from fastsam2.runtime.device import Tensor, ends_with_a_wait
 from fastsam2.runtime.guard import GuardState, Observation
 from fastsam2.runtime.host_device import device_of
 from fastsam2.runtime.memory_bank import ObjectMemory
-from fastsam2.runtime.postprocess import fill_holes
+from fastsam2.runtime.postprocess import check_hole_area, fill_holes
 from fastsam2.runtime.preprocess import checked_size, mask_to_input
 from fastsam2.runtime.prompts import Prompt, check_object_id, make_prompt, to_model_points
 from fastsam2.runtime.pruning import Pruner
@@ -92,7 +92,7 @@ class Tracker:
 
     Raises:
         PromptError: if an option is out of range.
-        BackendError: if corrections may become more prompt frames than the engines have room for.
+        BackendError: if corrections may become more prompt frames than the engines have room for, or holes cannot be filled here.
     """
 
     def __init__(
@@ -109,8 +109,7 @@ class Tracker:
     ) -> None:
         if max_prompt_frames < 1:
             raise PromptError(expected("max_prompt_frames >= 1", max_prompt_frames, f"The default is {DEFAULT_MAX_PROMPT_FRAMES}"))
-        if fill_hole_area < 0:
-            raise PromptError(expected("fill_hole_area >= 0", fill_hole_area, "0 fills nothing; the official predictor uses 8 on CUDA"))
+        check_hole_area(fill_hole_area)
         self.spec = spec
         self._device = device_of(backend)
         self._uploads = self._device.frame_uploads()

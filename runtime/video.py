@@ -1,6 +1,6 @@
 """Frames from files, folders, cameras and streams.
 
-    video file | folder of images | camera | URL ──► FrameSource ──► RGB uint8 [H, W, 3], upright, all of one size
+    video file | folder of images | camera | URL ──► FrameSource ──► RGB uint8 [H, W, 3], upright, all of one size; when each was
 
 Recorded sources deliver every frame or raise. Live sources keep only the newest frame: a slow consumer skips, never lags.
 """
@@ -8,9 +8,10 @@ Recorded sources deliver every frame or raise. Live sources keep only the newest
 from __future__ import annotations
 
 import platform
+import re
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -31,11 +32,13 @@ from PIL import Image, ImageOps
 from fastsam2.errors import PromptError, VideoError, expected
 
 Frame = npt.NDArray[np.uint8]
-Frames = Generator[Frame, None, None]
+Timed = tuple[Frame, float | None]  # a frame and its time in seconds from any zero, None where the source has none
+Frames = Generator[Timed, None, None]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 LIVE_SCHEMES = frozenset({"rtsp", "rtsps", "rtp", "rtmp", "srt", "udp"})
 FILE_SCHEMES = frozenset({"http", "https"})
+_NO_RATE = 1000  # frames per second: libav's guess where there are only milliseconds to go by
 STALL_TIMEOUT_S = 10.0  # a camera or URL that gives nothing for this long is taken for dead
 
 
@@ -52,7 +55,7 @@ class NewestFrame:
     def __init__(self, frames: Frames) -> None:
         self.dropped = 0
         self._frames = frames
-        self._newest: Frame | None = None
+        self._newest: Timed | None = None
         self._error: BaseException | None = None
         self._ended = False
         self._closed = False
@@ -82,7 +85,7 @@ class NewestFrame:
     def __iter__(self) -> NewestFrame:
         return self
 
-    def __next__(self) -> Frame:
+    def __next__(self) -> Timed:
         """Waits for a frame that was not delivered yet.
 
         Raises:
@@ -93,12 +96,12 @@ class NewestFrame:
             self._newest = None
             return frame
 
-    def peek(self) -> Frame:
+    def peek(self) -> Timed:
         """The frame that `next` would answer now; it stays undelivered and can still be overwritten."""
         with self._changed:
             return self._wait()
 
-    def _wait(self) -> Frame:
+    def _wait(self) -> Timed:
         self._changed.wait_for(lambda: self._newest is not None or self._ended or self._closed)
         if self._newest is not None and not self._closed:
             return self._newest
@@ -118,7 +121,7 @@ class FrameSource:
     """One pass over the frames of a source: uint8 [H, W, 3], RGB, contiguous, owned by the caller. A context manager.
 
     Args:
-        frames: yields the frames; closed with this object.
+        frames: yields the frames and their times; closed with this object.
         source: as the user wrote it.
         live: keep only the newest frame.
         fps: frames per second.
@@ -133,6 +136,7 @@ class FrameSource:
         frame_count: frames this source delivers where its index tells, else None; the delivered number once exhausted.
         live: the newest-frame policy is on.
         dropped: frames of a live source overwritten before they were asked for; 0 for recorded ones.
+        time: seconds from the first frame to the one delivered last: by its time stamp, in live sources by its arrival; None for folders.
         stems: one per frame for a folder, else None.
 
     Raises:
@@ -159,7 +163,9 @@ class FrameSource:
         self._delivered = 0
         self._closed = False
         self._frames = NewestFrame(frames) if live else frames
-        self._first: Frame | None = None
+        self._first: Timed | None = None
+        self.time: float | None = None
+        self._begin: float | None = None
         try:
             if isinstance(self._frames, NewestFrame):
                 first = self._frames.peek()
@@ -171,7 +177,12 @@ class FrameSource:
         except BaseException:
             self.close()
             raise
-        self.size: tuple[int, int] = (first.shape[0], first.shape[1])
+        self.size: tuple[int, int] = (first[0].shape[0], first[0].shape[1])
+
+    @property
+    def numbers(self) -> list[str] | None:
+        """File stems of a folder's frames if all of them are numbers: what to call what belongs to a frame."""
+        return self.stems if self.stems and all(stem.isascii() and stem.isdecimal() for stem in self.stems) else None
 
     @property
     def dropped(self) -> int:
@@ -195,14 +206,15 @@ class FrameSource:
         """
         if self._delivered == self._max_frames or self._closed:
             raise StopIteration
-        frame, self._first = self._first, None
-        if frame is None:
+        timed, self._first = self._first, None
+        if timed is None:
             try:
-                frame = next(self._frames)
+                timed = next(self._frames)
             except StopIteration:
                 if not self.live:
                     self.frame_count = self._delivered
                 raise
+        frame, seconds = timed
         if frame.shape[:2] != self.size:
             name = self.stems[self._delivered] if self.stems else self.source
             raise VideoError(
@@ -213,6 +225,8 @@ class FrameSource:
                 )
             )
         self._delivered += 1
+        self._begin = seconds if self._begin is None else self._begin
+        self.time = None if seconds is None or self._begin is None else seconds - self._begin
         return frame
 
     def close(self) -> None:
@@ -226,8 +240,8 @@ def open_video(source: str, *, max_frames: int | None = None) -> FrameSource:
     """Opens a source of frames.
 
     Args:
-        source: a video file; a folder of images, in the order of the numbers in their names, or by name if any is not a number; a camera
-            ("0", "/dev/video0", on Windows and macOS the number only); or a URL. Cameras and rtsp, rtp, rtmp, srt, udp URLs are live.
+        source: a video file; a folder of images, by name, numbers in it as numbers (frame_2 before frame_10); a camera ("0",
+            "/dev/video0", on Windows and macOS the number only); or a URL. Cameras and rtsp, rtp, rtmp, srt, udp URLs are live.
         max_frames: end after this many frames.
 
     Returns:
@@ -289,6 +303,7 @@ def _open_av(
         raise VideoError(expected(f"a video stream in {source}", f"a {container.format.name} file without one", "Give a file with video"))
     stream = videos[0]
     rate = stream.average_rate or stream.guessed_rate
+    rate = rate if rate and rate < _NO_RATE else None
     return FrameSource(
         _decoded(container, stream, source, live),
         source=source,
@@ -325,12 +340,12 @@ def _decoded(container: InputContainer, stream: VideoStream, source: str, live: 
                 continue
             for frame in frames:
                 if frame.is_corrupt and not live:
-                    raise VideoError(_broken(source, number, "a damaged one"))
-                yield _upright(frame, source)
+                    raise VideoError(_broken(source, number, "a damaged one", live=live))
+                yield _upright(frame, source), time.monotonic() if live else frame.time
                 number += 1
                 alive = time.monotonic()
     except av.error.FFmpegError as error:
-        raise VideoError(_broken(source, number, _reason(error))) from error
+        raise VideoError(_broken(source, number, _reason(error), live=live)) from error
     finally:
         container.close()
 
@@ -339,8 +354,11 @@ def _reason(error: Exception) -> object:
     return f"nothing for {STALL_TIMEOUT_S} s" if isinstance(error, av.error.ExitError) else error
 
 
-def _broken(source: str, number: int, got: object) -> str:
-    todo = f"Re-encode the file, or give max_frames={number} to read only what comes before" if number else "Check that it plays elsewhere"
+def _broken(source: str, number: int, got: object, *, live: bool) -> str:
+    if live:
+        return expected(f"frames from {source}", f"{got} after {number} of them", "Check the camera or the sender")
+    before = f"Re-encode the file, or read only what comes before: --frames {number}, in Python max_frames={number}"
+    todo = before if number else "Check that it plays elsewhere"
     return expected(f"a whole frame {number} in {source}", got, todo)
 
 
@@ -365,21 +383,26 @@ def _frame_files(folder: Path) -> list[Path]:
     files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "." and file.is_file()]
     if not files:
         raise VideoError(expected(f"images {sorted(IMAGE_SUFFIXES)} in {folder}", "none", "Give a folder with one image per frame"))
-    order: Callable[[str], int | str] = int if all(file.stem.isascii() and file.stem.isdecimal() for file in files) else str
-    files.sort(key=lambda file: (order(file.stem), file.name))
+    files.sort(key=lambda file: (_natural(file.stem), file.name))
     for file, after in pairwise(files):
-        if order(file.stem) == order(after.stem):
+        if _natural(file.stem) == _natural(after.stem):
             raise VideoError(expected("one image per frame", f"both {file.name} and {after.name} in {folder}", "Remove one of them"))
     return files
+
+
+def _natural(name: str) -> list[int | str]:
+    """Text and numbers in turn, for comparison: text first, possibly empty."""
+    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def _images(files: list[Path]) -> Frames:
     for number, file in enumerate(files):
         try:
             with Image.open(file) as image:
-                if image.mode.startswith(("I", "F")) or getattr(image, "n_frames", 1) > 1:
+                several = getattr(image, "n_frames", 1) > 1 and image.format != "MPO"  # cameras put a preview behind the picture
+                if image.mode.startswith(("I", "F")) or several:
                     got = f"mode {image.mode}, {getattr(image, 'n_frames', 1)} pictures in {file}"
                     raise VideoError(expected("one 8-bit picture per file", got, "Convert the frames to 8-bit PNG or JPEG"))
-                yield np.array(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.uint8)
+                yield np.array(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.uint8), None
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise VideoError(expected(f"a readable image as frame {number}", f"{file} ({error})", "Replace or remove the file")) from error

@@ -31,13 +31,17 @@ class Watch:
         window: shows pictures and takes boxes; stays open afterwards.
         stream: closed by `close`.
         stream_alone: nothing else comes of the run, so a failed stream ends it.
+        ids: that new objects may have; None for any.
 
     Attributes:
         closed: the user ended the run from the window.
     """
 
-    def __init__(self, *, window: Window | None = None, stream: OverlayStream | None = None, stream_alone: bool = False) -> None:
+    def __init__(
+        self, *, window: Window | None = None, stream: OverlayStream | None = None, stream_alone: bool = False, ids: range | None = None
+    ) -> None:
         self.closed = False
+        self._ids = ids
         self._window, self._stream, self._stream_alone = window, stream, stream_alone
         self._boxes: list[tuple[float, float, float, float]] = []
         self._stream_failed = False
@@ -53,15 +57,17 @@ class Watch:
             self._window.show(frame)
             self._take(self._window.poll(HOLD_S))
 
-    def show(self, picture: Frame) -> None:
+    def show(self, picture: Frame, time: float | None = None) -> None:
         """Shows and sends a picture, uint8 [H, W, 3] RGB, which must not change afterwards, and takes what the user did.
+
+        `time`: seconds after the first picture, where that is known.
 
         Raises:
             VideoError: if the stream failed and nothing else comes of the run.
             BackendError: if the window cannot be opened.
         """
         if self._stream is not None:
-            self._stream.write(picture)
+            self._stream.write(picture, time)
             self._check_stream(self._stream)
         if self._window is not None:
             self._window.show(picture)
@@ -72,11 +78,22 @@ class Watch:
 
         Args:
             frame: index of the frame they are given on.
-            used: ids that are taken, now or later in the run; new ones follow the highest.
+            used: ids that are taken, now or later in the run; new ones follow the highest, or are the lowest that are left below it.
+
+        A box for which no id is left is dropped with a warning.
         """
-        first = max(used, default=0) + 1
+        taken = set(used)
         boxes, self._boxes = self._boxes, []
-        return [TimedPrompt(id=first + i, frame=frame, box=box) for i, box in enumerate(boxes)]
+        prompts = []
+        for box in boxes:
+            after = max(taken, default=0) + 1
+            new = after if self._ids is None or after in self._ids else next((i for i in self._ids if i not in taken), None)
+            if new is None:
+                _log.warning("a box drawn on the picture was dropped: ids 1 to %d are taken (--separate has no limit)", after - 1)
+                continue
+            taken.add(new)
+            prompts.append(TimedPrompt(id=new, frame=frame, box=box))
+        return prompts
 
     def close(self) -> None:
         """Ends the stream.

@@ -1,7 +1,4 @@
-"""Files a run leaves behind, run lengths, mask prompts and overlay pictures.
-
-Oracle of the run lengths: strings made by hand from the format's definition, and SA-V's own annotations where they are available.
-"""
+"""Files a run leaves behind, mask prompts and overlay pictures."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ import pytest
 from PIL import Image
 
 from fastsam2.errors import PromptError, VideoError
-from fastsam2.runtime.outputs import RunWriter, counts_from_mask, load_mask, mask_from_counts
+from fastsam2.runtime.outputs import RunWriter, load_mask, mask_from_counts
 from fastsam2.runtime.overlay import PALETTE, draw_overlay, palette_index
 from fastsam2.runtime.result import Result
 
@@ -228,6 +225,34 @@ def test_a_failed_move_puts_the_earlier_run_back(tmp_path: Path, monkeypatch: py
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("moves", range(8))
+def test_an_earlier_run_survives_whatever_stops_the_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int) -> None:
+    """Four files go, four come. After Ctrl-C `abort` puts back what went; after a kill the next run does."""
+    write_run(tmp_path)
+    before = tree(tmp_path)
+    move = os.replace
+    for killed in (False, True):
+        writer = RunWriter(tmp_path, size=SIZE, fps=None, separate=False, rle=True)
+        writer.write(FRAME, make_result([RIGHT], (1,)))
+        left = moves
+
+        def stopping(source: Path, target: Path) -> None:
+            nonlocal left
+            if left == 0:
+                raise KeyboardInterrupt
+            left -= 1
+            move(source, target)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "replace", stopping)
+            writer.finish({})
+        if killed:
+            writer = RunWriter(tmp_path, size=SIZE, fps=None, separate=False, rle=True)
+            assert {name: data for name, data in tree(tmp_path).items() if not name.startswith(".partial")} == before
+        writer.abort()
+        assert tree(tmp_path) == before
+
+
 def test_finish_without_frames_is_refused(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path, size=SIZE, fps=None, separate=False, rle=True)
     with pytest.raises(VideoError, match="at least one written frame"):
@@ -277,49 +302,6 @@ def test_sizes_must_agree(tmp_path: Path) -> None:
         writer.write(np.zeros((50, 36, 3), np.uint8), make_result([LEFT], (1,)))
     with pytest.raises(VideoError, match=r"masks \[1, 4, 5\]"):
         writer.write(FRAME, make_result([np.ones((4, 5), bool)], (1,)))
-
-
-@pytest.mark.parametrize(
-    ("rows", "counts"),
-    [
-        (["000", "000"], "6"),  # one run of 6 outside: chr(48 + 6)
-        (["111", "111"], "06"),  # none outside, 6 inside
-        (["010", "010"], "222"),  # columns first: 2 outside, 2 inside, 2 outside
-        (["100", "001"], "0140"),  # runs 0 1 4 1; the fourth is stored as 1 - 1
-        # runs 40 5 15 2 38: 40 = 8 + 1·32 -> 8 continued, 1; 2 - 5 = -3 -> 29; 38 - 15 = 23 -> 23 continued (its bit 16 would be a sign), 0
-        (["0"] * 40 + ["1"] * 5 + ["0"] * 15 + ["1"] * 2 + ["0"] * 38, "X15?Mg0"),
-    ],
-)
-def test_run_lengths_made_by_hand(rows: list[str], counts: str) -> None:
-    mask = np.array([[pixel == "1" for pixel in row] for row in rows])
-    assert counts_from_mask(mask) == counts
-    np.testing.assert_array_equal(mask_from_counts(counts, mask.shape), mask)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (13, 17), (480, 848)])
-@pytest.mark.parametrize("density", [0.0, 0.002, 0.5, 1.0])
-def test_run_lengths_round_trip(size: tuple[int, int], density: float) -> None:
-    mask = np.random.default_rng(3).random(size) < density
-    np.testing.assert_array_equal(mask_from_counts(counts_from_mask(mask), size), mask)
-
-
-@pytest.mark.parametrize("counts", ["", "5", "X", "06 ", "7", "24N", "6p"])
-def test_malformed_run_lengths_are_refused(counts: str) -> None:
-    with pytest.raises(PromptError, match=r"run lengths of a mask of \[2, 3\] pixels"):
-        mask_from_counts(counts, (2, 3))
-
-
-@pytest.mark.skipif("FASTSAM2_TEST_DATA" not in os.environ, reason="FASTSAM2_TEST_DATA names no folder with sav_000001_manual.json")
-def test_run_lengths_of_sa_v() -> None:
-    data = json.loads((Path(os.environ["FASTSAM2_TEST_DATA"]) / "sav_000001_manual.json").read_text())
-    areas: list[list[int]] = [[] for _ in data["masklet_id"]]
-    for frame in data["masklet"]:
-        for i, rle in enumerate(frame):
-            mask = mask_from_counts(rle["counts"], tuple(rle["size"]))
-            assert counts_from_mask(mask) == rle["counts"]
-            areas[i].append(int(mask.sum()))
-    means = [np.mean([area for area in of_object if area]) for of_object in areas]
-    np.testing.assert_allclose(means, data["masklet_size_abs"], rtol=1e-9)  # SA-V's own mean areas, over the frames that show the object
 
 
 def save_mask(path: Path, mode: str) -> npt.NDArray[np.bool_]:

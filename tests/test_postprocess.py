@@ -125,5 +125,5 @@ def test_fill_holes_without_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", without_cv2)
     logits = np.ones((1, 8, 8), np.float32)
     assert fill_holes(logits, 0) is logits
-    with pytest.raises(BackendError, match="pip install opencv-python-headless"):
+    with pytest.raises(BackendError, match=r"pip install 'fastsam2\[holes\]'"):
         fill_holes(logits, 8)

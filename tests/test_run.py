@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +24,6 @@ from fastsam2.runtime.backends.onnxruntime import usable_cores
 from fastsam2.runtime.prompt_args import TimedPrompt, read_prompts
 from fastsam2.runtime.result import MemoryReport, Result
 from fastsam2.runtime.run import run_video
-from fastsam2.runtime.video import FrameSource, open_video
 from tests.specs import model_spec
 
 SIZE = (24, 32)
@@ -117,31 +114,6 @@ def _run(bundle: Bundle, source: Path, out: Path | None, prompts: list[TimedProm
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "load", lambda *_, **__: bundle)
         return run_video(BUNDLE, source=str(source), out=out, prompts=prompts, **options)
-
-
-@pytest.fixture(autouse=True)
-def ctrl_c_interrupts() -> Iterator[None]:
-    """A process started in the background ignores SIGINT; these tests send it to themselves."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, previous)
-
-
-def _unknown_length(monkeypatch: pytest.MonkeyPatch, *, live: bool = False, interrupt_at: int | None = None) -> None:
-    """Sources stop telling their length; `live` ones are interrupted while the given frame is awaited."""
-
-    def opened(source: str, *, max_frames: int | None = None) -> FrameSource:
-        def frames() -> Iterator[npt.NDArray[np.uint8]]:
-            for i, frame in enumerate(open_video(source)):
-                if i == interrupt_at:
-                    raise KeyboardInterrupt
-                yield frame
-
-        video = FrameSource(frames(), source=source, max_frames=max_frames)  # type: ignore[arg-type]
-        video.live = live
-        return video
-
-    monkeypatch.setattr(run_module, "open_video", opened)
 
 
 def _palette(out: Path, frame: int) -> list[int]:
@@ -302,64 +274,15 @@ def test_missing_source(tmp_path: Path) -> None:
         _run(Bundle(), tmp_path / "none.mp4", tmp_path / "out", read_prompts(points=["3,4"]))
 
 
-def test_prompt_after_the_end_of_an_unknown_length(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _unknown_length(monkeypatch)
-    bundle, seen = Bundle(), []
-    with pytest.raises(PromptError, match=r"the 6 frames that .* had, got a prompt for object 1 on frame 6"):
-        _run(bundle, folder, tmp_path / "out", read_prompts(points=["3,4", "3,4@6"]), progress=lambda *now: seen.append(now))
-    assert seen[-1] == (6, None) and not list((tmp_path / "out").rglob("*"))
-    record = _run(bundle, folder, tmp_path / "out", read_prompts(points=["3,4", "3,4@5"]))
-    assert record["frames"] == 6 and record["source"]["frame_count"] == 6
-
-
-def test_frames_limit_an_unknown_length(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _unknown_length(monkeypatch)
-    with pytest.raises(PromptError, match="frames 0 to 1"):
-        _run(Bundle(), folder, tmp_path / "out", read_prompts(points=["3,4@2"]), frames=2)
-    assert not (tmp_path / "out").exists()
-
-
-def test_interrupted_live_run_ends_normally(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _unknown_length(monkeypatch, live=True, interrupt_at=3)
-    record = _run(Bundle(), folder, tmp_path / "out", read_prompts(points=["3,4", "2:3,4@5"]))
-    assert record["interrupted"] is True and record["frames"] == 3
-    assert record["source"]["live"] is True and record["source"]["drop_policy"] == "keep only the newest frame"
-    assert record["objects"] == [{"id": 1, "added_frame": 0, "removed_frame": None}]
-    assert [p.name for p in sorted((tmp_path / "out" / "masks").iterdir())] == ["00000.png", "00001.png", "00002.png"]
-
-
-def test_interrupted_live_run_finishes_its_frame(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _unknown_length(monkeypatch, live=True)
-
-    class Pressed(RecordingTracker):
-        def step(self, frame: npt.NDArray[np.uint8], **ahead: Any) -> Result:
-            if self.frame == 1:
-                signal.raise_signal(signal.SIGINT)
-            assert ahead["upcoming"] is None, "a live source gives the newest frame only"
-            return super().step(frame, **ahead)
-
-    class PressedBundle(Bundle):
-        def tracker(self, **options: Any) -> Pressed:
-            return Pressed(options)
-
-    before = signal.getsignal(signal.SIGINT)
-    record = _run(PressedBundle(), folder, tmp_path / "out", read_prompts(points=["3,4"]))
-    assert record["interrupted"] is True and record["frames"] == 3 and signal.getsignal(signal.SIGINT) is before
-
-
-def test_interrupted_recorded_run_writes_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _unknown_length(monkeypatch, interrupt_at=3)
-    with pytest.raises(KeyboardInterrupt):
-        _run(Bundle(), folder, tmp_path / "out", read_prompts(points=["3,4"]))
-    assert not list((tmp_path / "out").rglob("*"))
-
-
-def test_live_run_interrupted_before_its_first_frame(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _unknown_length(monkeypatch, live=True)
-    monkeypatch.setattr(FrameSource, "__next__", lambda _: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        _run(Bundle(), folder, tmp_path / "out", read_prompts(points=["3,4"]))
-    assert not list((tmp_path / "out").rglob("*"))
+def test_masks_are_named_as_numbered_pictures(folder: Path, tmp_path: Path) -> None:
+    for name, masks in (("{:03d}", ["005.png", "006.png", "007.png"]), ("frame_{}", ["00000.png", "00001.png", "00002.png"])):
+        source = tmp_path / name
+        source.mkdir()
+        for i in range(3):
+            (source / f"{name.format(i + 5)}.png").write_bytes((folder / f"{i:05d}.png").read_bytes())
+        out = tmp_path / f"out {name}"
+        _run(Bundle(), source, out, read_prompts(points=["3,4"]))
+        assert sorted(path.name for path in (out / "masks").iterdir()) == masks
 
 
 def test_failing_tracker_leaves_the_earlier_run_in_place(folder: Path, tmp_path: Path) -> None:

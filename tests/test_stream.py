@@ -211,5 +211,22 @@ def test_existing_file_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.mkv").write_bytes(b"precious")
     with pytest.raises(VideoError, match="a file that does not exist yet"):
         OverlayStream(str(tmp_path / "a.mkv"), size=SIZE, fps=25, live=False)
-    with pytest.raises(VideoError, match=r"can be opened at .*No such file"):
+    with pytest.raises(VideoError, match=r"a folder to put a.mkv into, got .*none, which does not exist"):
         OverlayStream(str(tmp_path / "none" / "a.mkv"), size=SIZE, fps=25, live=False)
+
+
+def test_a_discarded_stream_leaves_no_file(tmp_path: Path) -> None:
+    sender = OverlayStream(str(tmp_path / "a.mkv"), size=SIZE, fps=25, live=False)
+    sender.write(np.zeros((*SIZE, 3), np.uint8))
+    sender.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_recorded_pictures_are_shown_at_their_times(tmp_path: Path) -> None:
+    times = [0.0, 0.1, 0.8, 0.85]
+    sender = OverlayStream(str(tmp_path / "a.mkv"), size=SIZE, fps=25, live=False)
+    for i, seconds in enumerate(times):
+        sender.write(np.full((*SIZE, 3), 40 * i, np.uint8), seconds)
+    sender.close()
+    with open_video(str(tmp_path / "a.mkv")) as video:
+        np.testing.assert_allclose([video.time for _ in video], times, atol=1e-3)

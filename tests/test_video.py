@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import wave
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -123,9 +124,39 @@ def test_truncated_file_raises_with_the_frame_number(tmp_path: Path) -> None:
         seen.extend(source)
     assert 3 < len(seen) < 20
     assert f"whole frame {len(seen)} in {path}" in str(caught.value)
-    assert f"max_frames={len(seen)} " in str(caught.value)
+    assert f"--frames {len(seen)}, in Python max_frames={len(seen)}." in str(caught.value)
     with open_video(str(path), max_frames=len(seen)) as source:
         assert numbers(source) == list(range(len(seen)))
+
+
+def uneven_video(path: Path, times: list[float]) -> Path:
+    """Pictures at these seconds, in a container without a rate."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *counting(1)[0].shape[:2], "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for seconds, picture in zip(times, counting(len(times)), strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = round(1000 * seconds), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_times_of_frames(tmp_path: Path) -> None:
+    times = [0.5, 0.54, 0.6, 2.0, 2.013]
+    with open_video(str(uneven_video(tmp_path / "clip.mkv", times))) as source:
+        assert source.time is None
+        seen = [source.time for _ in source]
+    np.testing.assert_allclose(seen, np.array(times) - 0.5, atol=1e-9)
+    with open_video(str(save_counting(tmp_path / "frames", ["0.png", "1.png"]))) as source:
+        assert [source.time for _ in source] == [None, None]
+
+
+def test_a_rate_that_is_only_a_clock_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "clip.mp4", counting(2), fps=1000)
+    with open_video(str(path)) as source:
+        assert source.fps is None
 
 
 def test_damaged_packet_ends_a_recording_and_is_skipped_live(tmp_path: Path) -> None:
@@ -136,10 +167,10 @@ def test_damaged_packet_ends_a_recording_and_is_skipped_live(tmp_path: Path) -> 
         data = bytearray(path.read_bytes())
         data[packet.pos : packet.pos + packet.size] = bytes(packet.size)
     path.write_bytes(data)
-    with open_video(str(path)) as source, pytest.raises(VideoError, match=r"whole frame 5 in .*max_frames=5 "):
+    with open_video(str(path)) as source, pytest.raises(VideoError, match=r"whole frame 5 in .*--frames 5, in Python max_frames=5"):
         list(source)
     container = av.open(str(path))
-    frames = numbers(video._decoded(container, container.streams.video[0], "camera", live=True))
+    frames = numbers(frame for frame, _ in video._decoded(container, container.streams.video[0], "camera", live=True))
     assert len(frames) == 11
     assert frames[:5] == [0, 1, 2, 3, 4]
 
@@ -211,7 +242,8 @@ def save_counting(folder: Path, names: list[str]) -> Path:
     "names",
     [
         ["1.png", "2.jpg", "10.BMP", "0100.webp"],  # by number although "0100" < "1" and "10" < "2"
-        ["frame1.png", "frame10.png", "frame2.tif"],  # by name: not all are numbers
+        ["frame1.png", "frame2.tif", "frame10.png"],  # numbers in names are numbers
+        ["a1_9.png", "a1_10.png", "a2.png", "b.png"],
         ["00.png", "1.png", "a.jpeg"],
     ],
 )

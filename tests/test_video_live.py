@@ -38,14 +38,14 @@ class Script:
         self._may_go_on = threading.Semaphore(0)
         self._ending = False
 
-    def frames(self) -> Generator[Array, None, None]:
+    def frames(self) -> Generator[tuple[Array, float | None], None, None]:
         try:
             for i in range(256):
                 self.asked += 1
                 self._may_go_on.acquire()
                 if self._ending:
                     break
-                yield np.full((4, 6, 3), i, np.uint8)
+                yield np.full((4, 6, 3), i, np.uint8), 100 + i / 4
             if self.error is not None:
                 raise self.error
         finally:
@@ -92,6 +92,17 @@ def test_live_consumer_gets_the_newest_frame_and_the_rest_is_counted() -> None:
         assert source.dropped == 7
         script.end()
     assert script.closed.wait(5)
+
+
+def test_live_frames_have_the_time_of_their_arrival() -> None:
+    script = Script()
+    with live_source(script) as source:
+        next(source)
+        assert source.time == 0
+        script.give(3)  # of which the last is seen
+        next(source)
+        assert source.time == 0.75
+        script.end()
 
 
 def test_live_consumer_waits_for_a_frame_it_has_not_seen() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from fastsam2.errors import PromptError, VideoError
 from fastsam2.runtime import run as run_module
 from fastsam2.runtime.prompt_args import read_prompts
 from fastsam2.runtime.stream import OverlayStream
-from fastsam2.runtime.video import Frame, FrameSource, open_video
+from fastsam2.runtime.video import FrameSource, Timed, open_video
+from fastsam2.runtime.watch import Watch
 from fastsam2.runtime.window import Picture, WindowInput
 from tests.test_run import BUNDLE, FRAMES, SIZE, Bundle, _run, folder
 
@@ -51,10 +52,10 @@ def live(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sources become live ones that lose nothing."""
 
     def opened(source: str, *, max_frames: int | None = None) -> FrameSource:
-        def frames() -> Iterator[Frame]:
-            yield from open_video(source)
+        def frames() -> Generator[Timed, None, None]:
+            yield from ((frame, None) for frame in open_video(source))
 
-        video = FrameSource(frames(), source=source, max_frames=max_frames)  # type: ignore[arg-type]
+        video = FrameSource(frames(), source=source, max_frames=max_frames)
         video.live = True
         return video
 
@@ -91,6 +92,19 @@ def test_drawn_ids_follow_all_planned_ones(folder: Path) -> None:
     window, bundle = FakeWindow({1: WindowInput(boxes=(BOX,))}), Bundle()
     record = _run(bundle, folder, None, read_prompts(points=["3,4", "7:3,4@5"]), window=window)
     assert [(o["id"], o["added_frame"]) for o in record["objects"]] == [(1, 0), (8, 1), (7, 5)]
+
+
+def test_drawn_ids_stay_what_palette_masks_can_hold(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    window = FakeWindow({1: WindowInput(boxes=(BOX, OTHER_BOX))})
+    record = _run(Bundle(), folder, tmp_path / "out", read_prompts(points=["255:3,4", "1:3,4"]), window=window)
+    assert [(o["id"], o["added_frame"]) for o in record["objects"]] == [(255, 0), (1, 0), (2, 1), (3, 1)]
+    watch = Watch(window=window, ids=range(1, 3))
+    watch._boxes = [BOX, OTHER_BOX]
+    assert [p.id for p in watch.prompts(0, [2])] == [1]
+    assert "a box drawn on the picture was dropped" in caplog.text
+    watch = Watch(window=window)
+    watch._boxes = [BOX]
+    assert [p.id for p in watch.prompts(0, [300])] == [301]
 
 
 def test_recorded_source_without_prompts_waits_for_a_box(folder: Path) -> None:
@@ -134,9 +148,13 @@ def test_stream_alone(folder: Path, tmp_path: Path) -> None:
 def _fail_after(monkeypatch: pytest.MonkeyPatch, pictures: int) -> None:
     real = OverlayStream.write
 
-    def write(self: OverlayStream, picture: Picture) -> None:
-        real(self, picture)
-        if self._given == pictures:
+    given = 0
+
+    def write(self: OverlayStream, picture: Picture, time: float | None) -> None:
+        nonlocal given
+        real(self, picture, time)
+        given += 1
+        if given == pictures:
             self.error = "the wire was cut"
 
     monkeypatch.setattr(OverlayStream, "write", write)
