@@ -27,7 +27,7 @@ from fastsam2.benchmarks.energy import Meter, joules_per_call, open_meter
 from fastsam2.benchmarks.graph_work import timed_work, work_of
 from fastsam2.benchmarks.official_weights import Weights, build_official, official_weights
 from fastsam2.benchmarks.report_cases import END_TO_END
-from fastsam2.benchmarks.settle import settle
+from fastsam2.benchmarks.settle import MOST_S, settle
 from fastsam2.benchmarks.sides import COMPILED, OFFICIAL, OURS, Official, Ours, Side, fill, multiply
 from fastsam2.bundle import MANIFEST_NAME, sha256_of
 from fastsam2.config import KEEP_BUCKETS, Prune
@@ -266,10 +266,13 @@ class _Bench:
         sides: list[Side] = [*([] if official is None else [official]), *running.values()]
         compared_with: list[int | None] = [*([] if official is None else [None]), None if official is None else 0]
         compared_with += [first] * (len(running) - 1)
+        restless = []
         for side in sides:
             _start(side, objects)
             if self.on_gpu and isinstance(side, Ours):
-                settle(partial(side.step, side.decode(files[0])))
+                if not settle(partial(side.step, side.decode(files[0]))):
+                    restless.append(side)
+                    self.progress(f"{objects} objects: still getting faster after {MOST_S:g} s, the numbers may be too slow")
                 _start(side, objects)
         self.progress(f"{objects} objects: {len(files) - 1} frames on {len(sides)} sides")
         taken = measure(sides, compared_with, files, settle_s=0.0 if self.on_gpu else SETTLE_S)
@@ -277,7 +280,8 @@ class _Bench:
         for (prune, side), own in zip(running.items(), taken[first:], strict=True):
             if prune in missing:
                 theirs = None if official is None else taken[0]
-                cases += self._cases(objects, prune, side, own, theirs, files, memory, meter)
+                made = self._cases(objects, prune, side, own, theirs, files, memory, meter)
+                cases += [{**case, "settled": side not in restless} for case in made] if self.on_gpu else made
         return cases
 
     def _cases(

@@ -31,10 +31,6 @@ def conditions(
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    try:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:  # no git
-        commit = ""
     versions = {}
     for name in packages:
         try:
@@ -43,7 +39,7 @@ def conditions(
             continue
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "commit": commit,
+        "commit": _commit(),
         "cpu": cpu,
         **({} if gpu is None else _gpu(gpu)),
         "threads": threads,
@@ -52,6 +48,19 @@ def conditions(
         "python": platform.python_version(),
         "command": " ".join([Path(sys.executable).name, "-m", module, *sys.argv[1:]]),
     }
+
+
+def _commit() -> str:
+    """Short hash of the checkout this package runs from, with "-dirty" where files of it were changed; "" for an installed package."""
+    folder = Path(fastsam2.__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False).stdout.strip()
+
+    try:
+        return git("describe", "--always", "--exclude=*", "--dirty") if git("ls-files", "__init__.py") else ""
+    except OSError:  # no git
+        return ""
 
 
 def _gpu(facts: Mapping[str, Any]) -> dict[str, Any]:

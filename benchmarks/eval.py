@@ -32,7 +32,7 @@ from fastsam2.bundle import Manifest, read_manifest
 from fastsam2.config import Prune
 from fastsam2.enums import BackendName, GraphRole, PrunePolicy
 from fastsam2.errors import BundleError, PromptError, ScoreError, StateError, VideoError, expected
-from fastsam2.files import read_json_lines, write_json, write_json_lines
+from fastsam2.files import only_one, read_json_lines, write_json, write_json_lines
 from fastsam2.runtime.backends.onnxruntime import usable_cores
 
 WORST = 10  # clips that are named
@@ -83,7 +83,7 @@ def evaluate(
         BundleError: if the bundle is not whole, or lacks the router or the text encoder that is asked for.
         BackendError: if the backend cannot be used here.
         PromptError: if an option is out of range, or descriptions come without the router.
-        StateError: if `out` holds a run with other settings.
+        StateError: if `out` holds a run with other settings, or another call is writing to the same folder of masks.
         ScoreError: if no object has a frame to score.
     """
     out, root, prune = Path(out), Path(root), prune or Prune()
@@ -99,26 +99,27 @@ def evaluate(
     settings = _settings(manifest, found, root, expressions, backend, prune, masks)
     threads = threads or max(1, usable_cores() // processes)
     log = out.with_suffix(".jsonl")
-    done = _begin(log, settings, masks)
-    done = {v: r for v, r in done.items() if v not in found.videos or video_folder(masks, found.protocol, v).is_dir()}
-    shutil.rmtree(masks / PARTIAL, ignore_errors=True)
-    place = (found.dataset.value, root, found.name, expressions, masks)
-    jobs = [Job(str(folder), backend, threads, gpu, prune, *place, v) for v in found.videos if v not in done]
-    failed: list[Record] = []
-    with log.open("a", encoding="utf-8") as lines:
-        for record in _run(jobs, processes):
-            if "error" in record:
-                failed.append(record)
-            else:
-                done[record["video"]] = record
-                lines.write(json.dumps(record) + "\n")
-                lines.flush()
-            count = len([v for v in found.videos if v in done]) + len(failed)
-            progress(f"{count} of {len(found.videos)}: {_line(record)}")
-    shutil.rmtree(masks / PARTIAL, ignore_errors=True)
-    report = {**conditions(threads, "fastsam2", ("onnxruntime",)), "bundle": bundle, **settings, "processes": processes}
-    report |= _report(found, [done[v] for v in found.videos if v in done], failed)
-    _write(out, report, found)
+    with only_one(masks):
+        done = _begin(log, settings, masks)
+        done = {v: r for v, r in done.items() if v not in found.videos or video_folder(masks, found.protocol, v).is_dir()}
+        shutil.rmtree(masks / PARTIAL, ignore_errors=True)
+        place = (found.dataset.value, root, found.name, expressions, masks)
+        jobs = [Job(str(folder), backend, threads, gpu, prune, *place, v) for v in found.videos if v not in done]
+        failed: list[Record] = []
+        with log.open("a", encoding="utf-8") as lines:
+            for record in _run(jobs, processes):
+                if "error" in record:
+                    failed.append(record)
+                else:
+                    done[record["video"]] = record
+                    lines.write(json.dumps(record) + "\n")
+                    lines.flush()
+                count = len([v for v in found.videos if v in done]) + len(failed)
+                progress(f"{count} of {len(found.videos)}: {_line(record)}")
+        shutil.rmtree(masks / PARTIAL, ignore_errors=True)
+        report = {**conditions(threads, "fastsam2", ("onnxruntime",)), "bundle": bundle, **settings, "processes": processes}
+        report |= _report(found, [done[v] for v in found.videos if v in done], failed)
+        _write(out, report, found)
     if "note" in report:
         progress(report["note"])
     if failed:

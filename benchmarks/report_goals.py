@@ -66,8 +66,7 @@ def _ratios(group: Group) -> Iterator[Verdict]:
         else:
             goal = _ratio_text("dense, ", least) if case.dense else f"pruned, {_ratio_text('', least, case.objects)}"
         spread = f" ({case.ratio_spread[0]:.2f} to {case.ratio_spread[1]:.2f})" if case.ratio_spread else ""
-        counts = case.counts is not False
-        why = "" if counts else f"; does not count: {case.counts_why or 'masks differ'}"
+        counts, why = _counts(group, case)
         yield Verdict(goal, case.title, f"{case.ratio:.2f}x{spread}{why}", counts and case.ratio >= least)
 
 
@@ -75,7 +74,17 @@ def _peaks(group: Group) -> Iterator[Verdict]:
     for case in _compared(group.shown):
         if case.pair_peaks is not None:
             ours, official = case.pair_peaks
-            yield Verdict(_PEAK_TEXT, case.title, f"{100 * ours / official:.1f} %", ours <= PEAK_GPU * official)
+            counts, why = _counts(group, case)
+            yield Verdict(_PEAK_TEXT, case.title, f"{100 * ours / official:.1f} %{why}", counts and ours <= PEAK_GPU * official)
+
+
+def _counts(group: Group, case: Case) -> tuple[bool, str]:
+    """Whether a case's numbers count, and what to say if not: masks of pruned cases are held against dense ones only, which must count."""
+    deciding = [c for c in group.shown if c.dense and c.objects == case.objects and c.against == case.against]
+    for c in (case, *deciding):
+        if c.counts is False:
+            return False, f"; does not count: {'' if c is case else 'dense: '}{c.counts_why or 'masks differ'}"
+    return True, ""
 
 
 def _compared(cases: Sequence[Case]) -> Iterator[Case]:

@@ -36,7 +36,7 @@ BOUNDARY_TOLERANCE = 0.008  # of the diagonal, as DAVIS
 Mask = npt.NDArray[np.bool_]
 Masks = Mapping[int, Mask]  # by object id
 Files = dict[int, Path]  # one frame's files by object id; WHOLE is a picture of all objects
-WHOLE = 0
+WHOLE = -1  # no folder's number: SA-V counts objects from 000
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,8 +230,8 @@ def score_folders(
     """Scores a folder of masks, as `fastsam2 run` writes them, against a folder of ground truth.
 
     Both hold palette (or grey) PNGs, `00000.png` and so on, whose pixel values are object ids with 0 for the background; or a folder
-    per object, named by its id, with PNGs that are 0 outside the object. In the latter form an object is empty on frames that it lacks
-    but another object has. The frames of `truth` count; `masks` may have more.
+    per object, named by its id, with PNGs that are 0 outside the object (000 is an object, too). In the latter form an
+    object is empty on frames that it lacks but another object has. The frames of `truth` count; `masks` may have more.
 
     Args:
         masks: predicted ones.

@@ -30,6 +30,7 @@ INSTALL = (
 )
 HUB, RANDOM = "hub", "random:"
 _PREDICTOR = "sam2.sam2_video_predictor.SAM2VideoPredictor"
+_PARALLEL = "module."  # before every name, where a model was trained on several GPUs
 _NAMED = 5  # keys named in an error; the rest are counted
 
 
@@ -192,6 +193,9 @@ def _options(model: str, image_size: int | None, postprocessing: bool) -> tuple[
         raise ExportError(expected(f"the config {file}", "no such file", "Check the path" if model not in MODELS else INSTALL))
     try:
         config: Any = OmegaConf.load(file)
+        if "trainer" in config and "model" not in config:
+            todo = "Its weights fit the config they began with: use --model sam2.1_hiera_tiny, _small, _base_plus or _large"
+            raise ExportError(expected(f"a SAM 2 config with a `model` section in {file}", "a training config", todo))
         if not OmegaConf.is_dict(config.model):
             raise TypeError("`model` is no mapping")
         OmegaConf.update(config, "model._target_", _PREDICTOR, force_add=True)
@@ -201,6 +205,8 @@ def _options(model: str, image_size: int | None, postprocessing: bool) -> tuple[
         if image_size is not None:
             OmegaConf.update(config, "model.image_size", image_size, force_add=True)
         options: Any = OmegaConf.to_container(config.model, resolve=True, throw_on_missing=True)
+    except ExportError:
+        raise
     except Exception as error:  # yaml and omegaconf share no root
         what = f"a SAM 2 config with a `model` section in {file}"
         raise ExportError(expected(what, _reason(error), "Start from an official config")) from error
@@ -252,7 +258,8 @@ def _instantiate(name: str, options: dict[str, Any]) -> torch.nn.Module:
     try:
         module: torch.nn.Module = hydra_utils.instantiate(options, _recursive_=True)
     except Exception as error:  # whatever the official constructors raise, wrapped by hydra
-        raise ExportError(expected(f"a config that sam2 can build ({name})", _reason(error), "Start from an official config")) from error
+        why = _reason(error.__cause__ if isinstance(error.__cause__, Exception) else error)  # hydra only says where
+        raise ExportError(expected(f"a config that sam2 can build ({name})", why, "Start from an official config")) from error
     problems = list(_unsupported(module))
     if problems:
         todo = "Change these options or use an official config"
@@ -360,6 +367,8 @@ def _load_weights(module: torch.nn.Module, file: Path, model: str) -> None:
     if not isinstance(given, dict) or not all(isinstance(value, torch.Tensor) for value in given.values()):
         todo = "Save yours as torch.save({'model': model.state_dict()}, path)"
         raise ExportError(expected(f"a dict with tensors under 'model' in {file}", _described(content), todo))
+    if given and all(str(key).startswith(_PARALLEL) for key in given):
+        given = {str(key)[len(_PARALLEL) :]: value for key, value in given.items()}
     wanted = module.state_dict()
     reshaped = [k for k in wanted if k in given and given[k].shape != wanted[k].shape]
     problems = [

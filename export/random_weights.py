@@ -58,7 +58,8 @@ def condition_weights(model: torch.nn.Module, seed: int, *, score_gain: float = 
     generator = torch.Generator().manual_seed(seed + 1)
     official.maskmem_tpos_enc.normal_(0, TEMPORAL_STD, generator=generator)
     official.no_mem_embed.normal_(0, EMBEDDING_STD, generator=generator)
-    score = official.sam_mask_decoder.pred_obj_score_head.layers[-1]
+    head = official.sam_mask_decoder.pred_obj_score_head
+    score = head.layers[-1] if hasattr(head, "layers") else head  # pred_obj_scores_mlp
     score.weight.mul_(score_gain)
     score.bias.add_(score_bias)
     for layer in official.memory_attention.layers:

@@ -8,6 +8,7 @@ made again from the new router.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 import torch
 
-from fastsam2.bundle import Manifest, RouterEntry, changed_bundle, write_manifest
+from fastsam2.bundle import Manifest, RouterEntry, changed_bundle, read_manifest, write_manifest
 from fastsam2.config import ModelSpec
 from fastsam2.contracts import graph_spec
 from fastsam2.enums import ExportTarget, GraphRole
@@ -76,6 +77,22 @@ def add_router(bundle: Path, module: RouterGraph, *, data: str, steps: int, saw_
         write_manifest(copy, changed)
         check_complete(copy)
     return bundle if out is None else Path(out)
+
+
+def check_unchanged(folder: Path, before: object, decides: Callable[[Manifest], object]) -> None:
+    """Whether what is about to be added to a bundle still fits it.
+
+    Args:
+        folder: the bundle.
+        before: what `decides` said of its manifest when the work began.
+        decides: what the work depends on.
+
+    Raises:
+        BundleError: if it says something else now.
+    """
+    if decides(read_manifest(folder)) != before:
+        got = "one that another command changed meanwhile; it was kept"
+        raise BundleError(expected(f"{folder} as it was when this began", got, "Call again, one command after the other"))
 
 
 def fitted_to(manifest: Manifest, role: GraphRole) -> str:

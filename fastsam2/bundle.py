@@ -263,7 +263,7 @@ def changed_bundle(folder: Path, out: Path | None = None) -> Iterator[tuple[Path
         The copy, to write files and the new manifest into; the present manifest.
 
     Raises:
-        BundleError: if the bundle is not whole, or the result cannot be written.
+        BundleError: if the bundle is not whole or was changed meanwhile, or the result cannot be written.
     """
     manifest = read_manifest(folder)
     with new_bundle(folder if out is None else out, overwrite=out is None) as copy:
@@ -271,6 +271,9 @@ def changed_bundle(folder: Path, out: Path | None = None) -> Iterator[tuple[Path
             (copy / entry.path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(Path(folder) / entry.path, copy / entry.path)
         yield copy, manifest
+        if out is None and read_manifest(folder) != manifest:
+            todo = "Call again, one command after the other"
+            raise BundleError(expected(f"{folder} as it was read", "a bundle that another command changed meanwhile; it was kept", todo))
 
 
 @contextmanager
@@ -310,7 +313,7 @@ def _check_replaceable(out: Path, *, overwrite: bool) -> None:
     if not out.exists():
         return
     if not overwrite:
-        raise BundleError(expected("a path that does not exist yet", out, "Choose another --out, or pass --overwrite to replace it"))
+        raise BundleError(expected("a path that does not exist yet", out, "Choose another --out; `fastsam2 export` also has --overwrite"))
     if not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST_NAME).is_file()):
         raise BundleError(expected("a bundle to overwrite", f"{out}, which is not a bundle", "Choose another --out; nothing was removed"))
 

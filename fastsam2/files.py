@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from fastsam2.errors import StateError, VideoError, expected
+
+fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None  # not on Windows
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -27,6 +34,43 @@ def write_whole(path: Path, content: bytes | str) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Keeps a folder for one process at a time, as long as the block lasts or the process lives.
+
+    Windows has no such locks: there it only makes the folder.
+
+    Args:
+        folder: made where it is missing, and removed in the end if nothing came into it.
+
+    Raises:
+        StateError: if another process keeps it.
+        VideoError: if it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VideoError(expected(f"a folder that can be made at {folder}", error, "Choose another one")) from error
+    held = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
+        if fcntl:
+            _lock(held, folder)
+        yield
+        with suppress(OSError):
+            folder.rmdir()
+    finally:
+        if held is not None:
+            os.close(held)
+
+
+def _lock(held: int | None, folder: Path) -> None:
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        todo = "Wait for it, or write to another folder; one call with --processes shares the work"
+        raise StateError(expected(f"{folder} for this call alone", "another call that is writing to it", todo)) from error
 
 
 def read_json_lines(path: Path) -> list[Any]:

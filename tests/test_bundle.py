@@ -279,6 +279,15 @@ def test_changed_bundle_keeps_the_old_one_until_the_end(bundle: Path, tmp_path: 
         assert read_manifest(bundle if out is None else out).fastsam2_version == "9"
 
 
+def test_of_two_changes_at_once_the_later_one_is_refused(bundle: Path) -> None:
+    with pytest.raises(BundleError, match="another command changed meanwhile; it was kept"), changed_bundle(bundle) as (slow, manifest):
+        with changed_bundle(bundle) as (quick, same):
+            write_manifest(quick, same.model_copy(update={"fastsam2_version": "9"}))
+        write_manifest(slow, manifest.model_copy(update={"fastsam2_version": "8"}))
+    assert read_manifest(bundle).fastsam2_version == "9"
+    assert [path.name for path in bundle.parent.iterdir() if path.name.startswith(f".{bundle.name}")] == []
+
+
 def test_new_bundle_appears_only_when_the_block_ends(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
     with new_bundle(out) as folder:

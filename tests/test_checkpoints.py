@@ -94,6 +94,17 @@ def test_checkpoint_file(weights: Path) -> None:
     assert loaded.origin.torch == torch.__version__
 
 
+def test_checkpoint_of_a_training_on_several_gpus(weights: Path, tmp_path: Path) -> None:
+    state = torch.load(weights, weights_only=True)["model"]
+    torch.save({"model": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "parallel.pt")
+    module = build_model(str(MICRO), str(tmp_path / "parallel.pt")).module
+    assert all(torch.equal(state[k], v) for k, v in module.state_dict().items())
+
+
+def test_object_score_of_one_layer(tmp_path: Path) -> None:
+    assert build_model(micro_with(tmp_path, pred_obj_scores_mlp=False), "random:0").spec.image_size == 128
+
+
 def test_half_precision_checkpoint_becomes_float32(weights: Path, tmp_path: Path) -> None:
     state = {k: v.half() for k, v in torch.load(weights, weights_only=True)["model"].items()}
     torch.save({"model": state}, tmp_path / "half.pt")
@@ -301,6 +312,17 @@ def test_image_size_overrides_the_config() -> None:
 def test_single_mask_configs_never_qualify_for_multimask(tmp_path: Path) -> None:
     spec = build_model(micro_with(tmp_path, multimask_output_in_sam=False), "random:0").spec
     assert not any(spec.multimask_min_points <= points <= spec.multimask_max_points for points in range(5))
+
+
+def test_training_configs_are_recognised(tmp_path: Path) -> None:
+    (tmp_path / "finetune.yaml").write_text("trainer: {model: {image_size: 1024}}", encoding="utf-8")
+    with pytest.raises(ExportError, match=r"got a training config\. .*use --model sam2\.1_hiera_tiny"):
+        build_model(str(tmp_path / "finetune.yaml"), "random:0")
+
+
+def test_options_that_the_official_class_does_not_know_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="prob_to_use_pt_input_for_train"):
+        build_model(micro_with(tmp_path, prob_to_use_pt_input_for_train=0.5), "random:0")
 
 
 @pytest.mark.parametrize(("model", "reason"), [("sam3_giant", "a model of .*sam2.1_hiera_tiny"), ("nowhere.yaml", "no such file")])

@@ -187,6 +187,24 @@ def test_a_second_call_tracks_only_what_is_missing(tmp_path: Path, bundle_micro:
     assert pngs(tmp_path / "eval_submission") == before and not (tmp_path / "eval_submission/.partial").exists()
 
 
+def test_two_calls_do_not_share_a_folder(tmp_path: Path, bundle_micro: Path) -> None:
+    folders.write_davis(tmp_path / "data")
+    call: dict[str, Any] = {"dataset": "davis", "root": tmp_path / "data", "out": tmp_path / "eval.json"}
+    holder = (
+        "import sys, pathlib\nfrom fastsam2.files import only_one\nwith only_one(pathlib.Path(sys.argv[1])): print(1, flush=True), input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(tmp_path / "eval_submission")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None and other.stdin is not None
+        other.stdout.readline()
+        with pytest.raises(StateError, match="another call that is writing to it"):
+            evaluate(str(bundle_micro), **call)
+        assert not (tmp_path / "eval.jsonl").exists()
+        other.communicate(b"\n")
+    assert evaluate(str(bundle_micro), **call)["complete"]
+
+
 def test_other_settings_do_not_mix(tmp_path: Path, bundle_micro: Path) -> None:
     folders.write_folder(tmp_path / "data", videos=("a",))
     options: dict[str, Any] = {"dataset": "folder", "root": tmp_path / "data", "out": tmp_path / "eval.json"}

@@ -230,6 +230,8 @@ def test_goals_on_a_cpu() -> None:
     assert said([case(counts=False, counts_why="masks")])[dense, "1 object, dense"] is False
     assert said([case(keep=0.05, official=129)])[one, "1 object, keep 0.05, mask"] is False
     assert said([case(8, 0.05, official=199)])[eight, "8 objects, keep 0.05, mask"] is False
+    unlike = case(counts=False, counts_why="masks")
+    assert said([unlike, case(keep=0.05, official=300)])[one, "1 object, keep 0.05, mask"] is False, "its masks are held against dense ones"
     assert said([case(4, 0.05)]) == {(dense, ""): None, (one, ""): None, (eight, ""): None}
 
 
@@ -246,6 +248,7 @@ def test_goals_on_a_gpu() -> None:
         (peak, "1 object, dense"): True,
         (peak, "16 objects, dense"): False,
     }
+    assert said([case(official=200, counts=False, **compiled, **memory)], gpu="H200")[peak, "1 object, dense"] is False
 
 
 def axes_of(draw: report_plots.Draw, cases: list[dict[str, Any]], **more: Any) -> list[Any]:

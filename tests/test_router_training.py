@@ -301,7 +301,9 @@ def test_from_clips_to_a_bundle_with_projection_and_router(tmp_path: Path) -> No
     """The whole way, on four clips. Oracle: the manifest read back with hashes; files that belong together name each other."""
     bundle = with_text_encoder(tmp_path / "bundle", router=True)
     clips = [procedural_clip((7, i), 6) for i in range(4)]
-    fitted = fit_text(bundle, clips[:3], held_out=clips[3:], encode=encode, threads=1)
+    heard: list[str] = []
+    fitted = fit_text(bundle, clips[:3], held_out=clips[3:], encode=encode, threads=1, progress=heard.append)
+    assert heard[-1].startswith("dropped the router")
     manifest = read_manifest(bundle)
     assert manifest.text is not None
     projection = manifest.text.projection
@@ -331,9 +333,7 @@ def test_from_clips_to_a_bundle_with_projection_and_router(tmp_path: Path) -> No
     saved = json.loads((tmp_path / "work/report.json").read_text())
     assert saved["captured"]["oracle"]["0.25"] == report.captured["oracle"][0.25] > report.captured["random"][0.25]
     assert [line.split()[0] for line in report.table().splitlines()] == ["policy", *(name.split()[0] for name in report.captured)]
-    assert report.samples[0] == len(Samples.load(tmp_path / "work/samples/train/00000.npz")) + len(
-        Samples.load(tmp_path / "work/samples/train/00001.npz")
-    )
+    assert report.samples[0] == sum(len(Samples.load(file)) for file in (tmp_path / "work/samples/train").glob("0000[01]-*.npz"))
     weights = torch.load(tmp_path / "work/state.pt", weights_only=True)["module"]
     np.testing.assert_array_equal(weights["text_projection"].numpy(), w)
 
@@ -343,8 +343,9 @@ def test_work_of_another_run_is_refused_and_the_same_run_goes_on(tmp_path: Path,
     monkeypatch.setattr(router_training, "add_router", lambda folder, *args, out, **named: out)
     said: list[str] = []
 
-    def run(*, steps: int, **change: Any) -> router_training.RouterReport:
-        clip = procedural_clip((7, 0), 6)
+    def run(*, steps: int, scene: int = 0, **change: Any) -> router_training.RouterReport:
+        clip = procedural_clip((7, scene), 6)
+        clip.name = "always the same"
         return train_router(
             NANO, [clip], held_out=[clip], steps=steps, work=tmp_path / "work", data="x", out=tmp_path / "out", threads=1,
             progress=said.append, **change,
@@ -361,6 +362,32 @@ def test_work_of_another_run_is_refused_and_the_same_run_goes_on(tmp_path: Path,
     assert "going on from step 3" in said
     with pytest.raises(StateError, match=r"the work of this run in .*got one with another seed, steps\. Choose another --work"):
         run(steps=4, seed=1)
+    monkeypatch.undo()
+    with pytest.raises(StateError, match=r"got one with another clips to report on, clips to train on\. Choose another --work"):
+        run(steps=3, scene=1)
+
+
+def test_a_bundle_that_is_changed_meanwhile_gets_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A router learned from one image encoder must not be put beside another."""
+    bundle = with_text_encoder(tmp_path / "bundle", router=False)
+    clips = [procedural_clip((7, i), 6) for i in range(2)]
+
+    def replace_encoder(*_: Any, **__: Any) -> Any:
+        with changed_bundle(bundle) as (copy, manifest):
+            file = next(g.file for g in manifest.graphs if g.role is GraphRole.IMAGE_ENCODER)
+            model = onnx.load(copy / file.path)
+            model.doc_string = "another"
+            onnx.save(model, copy / file.path)
+            own = FileEntry.of(copy, PurePosixPath(file.path))
+            graphs = tuple(g.model_copy(update={"file": own}) if g.file.path == file.path else g for g in manifest.graphs)
+            write_manifest(copy, manifest.model_copy(update={"graphs": graphs}))
+        return {}, {}
+
+    monkeypatch.setattr(router_training, "captured_mass", replace_encoder)
+    before = {path for path in bundle.iterdir()}
+    with pytest.raises(BundleError, match="as it was when this began, got one that another command changed meanwhile"):
+        train_router(bundle, clips[:1], held_out=clips[1:], steps=1, work=tmp_path / "work", data="x", threads=1)
+    assert {path for path in bundle.iterdir()} == before
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:

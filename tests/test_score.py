@@ -190,6 +190,20 @@ def test_separate_masks_may_overlap_and_start_late(tmp_path: Path) -> None:
     assert score == score_masks({1: both, 2: both}, masks_of(truth)) and score.j < 100
 
 
+def test_object_000_is_an_object(tmp_path: Path) -> None:
+    """As in SA-V, whose folders count from 000; one is perfect and one was never found."""
+    truth = indices(2)
+    for i in (1, 2):
+        for side in ("masks", "truth"):
+            folder = tmp_path / side / f"{i - 1:03d}"
+            folder.mkdir(parents=True)
+            for t in range(0 if i == 1 else 1, 4):
+                mask = (truth[t] == i) & (i == 1 or side == "truth")
+                Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(folder / f"{t:05d}.png")
+    score = score_folders(tmp_path / "masks", tmp_path / "truth")
+    assert [(o.id, o.prompted, o.j) for o in score.objects] == [(0, 0, 100), (1, 1, 0)]
+
+
 def _without_a_frame(masks: Path) -> None:
     (masks / "00002.png").unlink()
 

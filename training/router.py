@@ -9,6 +9,7 @@ objects with and without a description. Interrupt it at any time: the next call 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -23,11 +24,12 @@ import torch.nn.functional as F
 
 from fastsam2.benchmarks.datasets import Clip
 from fastsam2.builtin import bundle_to_change
+from fastsam2.bundle import Manifest
 from fastsam2.config import ModelSpec, bucket_rows
 from fastsam2.contracts import BASE_ROLES
 from fastsam2.enums import GraphRole
 from fastsam2.errors import BundleError, PromptError, StateError, VideoError, expected
-from fastsam2.export.router import add_router, fitted_to
+from fastsam2.export.router import add_router, check_unchanged, fitted_to
 from fastsam2.export.wrappers.router import RouterGraph
 from fastsam2.kernels.reference import top_k
 from fastsam2.runtime.backends.protocol import Float
@@ -144,10 +146,12 @@ def train_router(
         assert loaded.texts is not None, "a projection goes with a text encoder"
         encode = loaded.texts.encode
     numbers = {"seed": seed, "steps": steps, "frames": frames, "dropout_samples": dropout_samples}
-    _claim(work, {**_identity(loaded, with_text=projection is not None), "data": data, **numbers})
+    identity = _identity(loaded.manifest, with_text=projection is not None)
+    _claim(work / "run.json", {**identity, "data": data, **numbers})
     recorder = Recorder(AttentionTap(folder, loaded.backend, threads=threads), loaded.spec, encode=encode)
-    to_train = _recorded(recorder, clips, work / "samples" / "train", frames, say)
-    to_report = _recorded(recorder, held_out, work / "samples" / "report", frames, say)
+    to_train, trained = _recorded(recorder, clips, work / "samples" / "train", frames, say)
+    to_report, reported = _recorded(recorder, held_out, work / "samples" / "report", frames, say)
+    _claim(work / "clips.json", {"clips to train on": trained, "clips to report on": reported})
     saw_text = bool(to_train.has_text.any())
     say(f"{len(to_train)} samples to train on, {len(to_report)} to report on, {'with' if saw_text else 'without'} descriptions")
     with torch.random.fork_rng(devices=[]):
@@ -161,6 +165,7 @@ def train_router(
         captured, worst = captured_mass(module, loaded.spec, to_report)
     finally:
         torch.set_num_threads(before)
+    check_unchanged(folder, identity, lambda manifest: _identity(manifest, with_text=projection is not None))
     result = add_router(folder, module, data=data, steps=steps, saw_text=saw_text, out=out)
     report = RouterReport(result, steps, (len(to_train), len(to_report)), saw_text, captured, worst)
     (work / "report.json").write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
@@ -352,12 +357,16 @@ def _scores(module: RouterGraph, samples: Samples, rows: npt.NDArray[np.int64], 
     return np.concatenate(parts)
 
 
-def _recorded(recorder: Recorder, clips: Iterable[Clip], folder: Path, frames: int | None, say: Say) -> Samples:
-    """Samples of clips, from disk where a clip was recorded before."""
+def _recorded(recorder: Recorder, clips: Iterable[Clip], folder: Path, frames: int | None, say: Say) -> tuple[Samples, list[str]]:
+    """Samples of clips, from disk where a clip was recorded before, and what tells the clips from others."""
     folder.mkdir(parents=True, exist_ok=True)
-    parts = []
+    parts, keys = [], []
     for index, clip in enumerate(clips):
-        file, empty = folder / f"{index:05d}.npz", folder / f"{index:05d}.none"
+        first = hashlib.sha256(np.ascontiguousarray(clip.frames[0]).tobytes())
+        told = json.dumps([clip.name, len(clip.frames), sorted(clip.expressions.items()), first.hexdigest()])
+        key = f"{index:05d}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+        keys.append(key)
+        file, empty = folder / f"{key}.npz", folder / f"{key}.none"
         if not file.is_file() and not empty.is_file():
             say(f"tracking {folder.name} clip {index + 1} ({clip.name})")
             samples = recorder.record(clip, frames=frames)
@@ -370,20 +379,20 @@ def _recorded(recorder: Recorder, clips: Iterable[Clip], folder: Path, frames: i
     if not parts:
         what = f"clips to {folder.name} on in which an object can be tracked for 4 frames and more"
         raise VideoError(expected(what, "none", "Name other data, or read more frames of each clip"))
-    return Samples.join(parts)
+    return Samples.join(parts), keys
 
 
-def _identity(loaded: LoadedBundle, *, with_text: bool) -> dict[str, Any]:
+def _identity(manifest: Manifest, *, with_text: bool) -> dict[str, Any]:
     """What decides the samples of a bundle."""
     roles = (*BASE_ROLES, GraphRole.TEXT_ENCODER) if with_text else BASE_ROLES
-    text = loaded.manifest.text
+    text = manifest.text
     projection = text.projection.file.sha256 if with_text and text is not None and text.projection is not None else None
-    return {**{role.value: fitted_to(loaded.manifest, role) for role in roles}, "projection": projection}
+    return {**{role.value: fitted_to(manifest, role) for role in roles}, "projection": projection}
 
 
-def _claim(work: Path, identity: dict[str, Any]) -> None:
-    """Makes `work` the folder of this run, or sees that it is."""
-    file = work / "run.json"
+def _claim(file: Path, identity: dict[str, Any]) -> None:
+    """Makes a folder that of this run by a file that says so, or sees that it is."""
+    work = file.parent
     work.mkdir(parents=True, exist_ok=True)
     if file.is_file():
         held = json.loads(file.read_text(encoding="utf-8"))

@@ -33,7 +33,7 @@ from fastsam2.config import IMAGE_STRIDE
 from fastsam2.enums import GraphRole
 from fastsam2.errors import BundleError, PromptError, VideoError, expected
 from fastsam2.export.exporter import check_complete
-from fastsam2.export.router import fitted_to
+from fastsam2.export.router import check_unchanged, fitted_to
 from fastsam2.runtime.backends.protocol import Float
 from fastsam2.runtime.loaded import LoadedBundle, load
 from fastsam2.runtime.preprocess import frame_to_pixels, mask_to_input
@@ -310,6 +310,8 @@ def fit_text(
         VideoError: if no clip shows a described object.
     """
     folder, say = bundle_to_change(bundle, out), progress or (lambda _: None)
+    if out is not None and Path(out).exists():
+        raise BundleError(expected("a path that does not exist yet", out, "Choose another --out"))
     loaded = load(folder, threads=threads)
     if loaded.manifest.text is None:
         raise BundleError(expected("a bundle with a text encoder", f"{folder} without", "Add one with `fastsam2 add-text`"))
@@ -321,12 +323,14 @@ def fit_text(
     fit = solve(x, y, RIDGE_SHARE * len(x) if ridge is None else ridge)
     say(f"{fit.samples} pairs, ridge {fit.ridge:g}, condition {fit.condition:.3g}, explains {fit.explained:.1%} of the tokens' differences")
     sign = sign_report(see(loaded, held_out, frames=frames), encode, fit.projection)
+    fitted = (GraphRole.IMAGE_ENCODER, GraphRole.TEXT_ENCODER)
+    check_unchanged(folder, [fitted_to(loaded.manifest, role) for role in fitted], lambda m: [fitted_to(m, role) for role in fitted])
     with changed_bundle(folder, out) as (copy, manifest):
-        _store(copy, manifest, fit)
+        _store(copy, manifest, fit, say)
     return TextFitReport(folder if out is None else Path(out), fit.samples, fit.ridge, fit.condition, fit.explained, sign)
 
 
-def _store(copy: Path, manifest: Manifest, fit: Fit) -> None:
+def _store(copy: Path, manifest: Manifest, fit: Fit, say: Callable[[str], object]) -> None:
     assert manifest.text is not None, "checked before"
     if manifest.text.projection is not None:
         (copy / manifest.text.projection.file.path).unlink()
@@ -345,6 +349,7 @@ def _store(copy: Path, manifest: Manifest, fit: Fit) -> None:
         for path in {g.file.path for g in manifest.graphs} - {g.file.path for g in kept}:
             (copy / path).unlink()
         changed = changed.model_copy(update={"graphs": kept, "router": None})
+        say("dropped the router, which was trained with another text projection: make one with `fastsam2 train-router`")
     write_manifest(copy, changed)
     check_complete(copy)
 
