@@ -164,8 +164,10 @@ class _Bench:
 
     def head(self) -> dict[str, Any]:
         """What the file says besides its cases."""
+        packages = ["onnxruntime", "torch"] + ["sam2"] * (self.against is not None)
+        packages += [package.pip for flavor, package in trt_compat.PACKAGES.items() if flavor.value == self.loaded.backend.name]
         return {
-            **conditions(self.threads, "fastsam2", gpu=self.loaded.device_facts()),
+            **conditions(self.threads, "fastsam2", tuple(packages), gpu=self.loaded.device_facts()),
             "bundle": bundle_text(self.bundle),
             "bundle_sha256": sha256_of(self.loaded.folder / MANIFEST_NAME),
             "video": self.video or SCENE,

@@ -13,7 +13,10 @@ from typing import Any
 from fastsam2.errors import PromptError, expected, reason
 from fastsam2.files import write_json
 
-MUST_AGREE = ("cpu", "gpu", "threads", "fastsam2", "onnxruntime", "torch", "bundle_sha256", "video", "frames")
+_MACHINE = ("cpu", "gpu", "compute_capability", "driver", "threads")
+_VERSIONS = ("fastsam2", "python", "onnxruntime", "torch", "sam2", "tensorrt", "tensorrt-rtx-cu13")
+MUST_AGREE = (*_MACHINE, *_VERSIONS, "bundle_sha256", "video", "video_size", "frames")
+_OWN = ("date", "commit")  # of the head, which cases keep as their own
 CASE_KEY = ("model", "image_size", "backend", "precision", "cuda_graphs", "against", "objects", "policy", "keep")
 """What tells cases apart, besides the boundary; both boundaries of a case are measured together."""
 
@@ -23,7 +26,7 @@ class BenchRecord:
 
     Args:
         out: the file; read if it is there.
-        head: everything but the cases; takes the place of what the file has.
+        head: everything but the cases; what a file that is there already says of itself stays.
 
     Attributes:
         head: as given; may be added to.
@@ -39,11 +42,7 @@ class BenchRecord:
         self.content: dict[str, Any] = {**head, "cases": []}
         if out.exists():
             known = _read(out)
-            other = [k for k in MUST_AGREE if known.get(k) != head.get(k)]
-            if other:
-                wanted, got = ({k: record.get(k) for k in other} for record in (head, known))
-                todo = "Choose another --out, or delete that file"
-                raise PromptError(expected(f"a file measured with {wanted}", f"{got} in {out}", todo))
+            self._agree(known, [k for k in MUST_AGREE if k != "video_size"])  # which is known once the clip is open
             self.content = known
 
     def has(self, identity: Mapping[str, Any]) -> bool:
@@ -54,14 +53,25 @@ class BenchRecord:
         """Appends cases and saves the file in one step.
 
         Raises:
-            PromptError: if it cannot be written.
+            PromptError: if it cannot be written, or what was added to `head` differs from what the file says.
         """
-        content = {**self.head, "cases": [*self.content["cases"], *cases]}
+        known = self.content
+        if known["cases"]:
+            self._agree(known, MUST_AGREE)
+        own = {k: self.head[k] for k in _OWN if k in self.head}
+        content = {**self.head, **(known if known["cases"] else {}), "cases": [*known["cases"], *({**case, **own} for case in cases)]}
         try:
             write_json(self.out, content)
         except OSError as error:
             raise PromptError(expected("a file to write", f"{self.out} ({reason(error)})", "Choose another --out")) from error
         self.content = content
+
+    def _agree(self, known: Mapping[str, Any], names: Sequence[str]) -> None:
+        other = [k for k in names if known.get(k) != self.head.get(k)]
+        if other:
+            wanted, got = ({k: record.get(k) for k in other} for record in (self.head, known))
+            todo = "Choose another --out, or delete that file"
+            raise PromptError(expected(f"a file measured with {wanted}", f"{got} in {self.out}", todo))
 
 
 def _read(file: Path) -> dict[str, Any]:

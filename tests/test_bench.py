@@ -18,6 +18,7 @@ from fastsam2.benchmarks.bench import run_bench
 from fastsam2.benchmarks.bench_case import measure, quality, worst_iou
 from fastsam2.benchmarks.bench_frames import box_in, make_frames
 from fastsam2.benchmarks.bench_memory import Request
+from fastsam2.benchmarks.bench_record import BenchRecord
 from fastsam2.benchmarks.sides import Official
 from fastsam2.errors import BundleError, FastSam2Error, PromptError, VideoError
 from tests.bare_nano import bare_nano
@@ -148,6 +149,28 @@ def test_an_interrupted_run_goes_on_where_it_stopped(world: World) -> None:
         options = dict(zip(words[3::2], words[4::2], strict=True))
         wanted = {"--objects": "3", "--keep": "0.25", "--policy": "mask", "--frames": str(FRAMES), "--against": "official"}
         assert wanted.items() <= options.items()
+
+
+def test_a_file_keeps_what_its_first_cases_were_measured_with(tmp_path: Path) -> None:
+    head = {"cpu": "a", "driver": "550.1", "date": "2026-01-01", "commit": "aaaa", "video": "clip.mp4"}
+    first = BenchRecord(tmp_path / "bench.json", head)
+    first.head["video_size"] = [720, 1280]
+    first.add([{"objects": 1}])
+    for change in ({"driver": "580.9"}, {"python": "3.12"}, {"tensorrt": "11.1"}):
+        with pytest.raises(PromptError, match="a file measured with"):
+            BenchRecord(tmp_path / "bench.json", {**head, **change})
+    later = BenchRecord(tmp_path / "bench.json", {**head, "date": "2026-02-02", "commit": "bbbb"})
+    later.head["video_size"] = [480, 640]
+    with pytest.raises(PromptError, match=r"\[480, 640\].*got .*\[720, 1280\]"):
+        later.add([{"objects": 2}])
+    later.head["video_size"] = [720, 1280]
+    later.add([{"objects": 2}])
+    content = json.loads((tmp_path / "bench.json").read_text())
+    assert (content["date"], content["commit"]) == ("2026-01-01", "aaaa")
+    assert content["cases"] == [
+        {"objects": 1, "date": "2026-01-01", "commit": "aaaa"},
+        {"objects": 2, "date": "2026-02-02", "commit": "bbbb"},
+    ]
 
 
 def test_without_the_official_side_torch_is_not_needed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
