@@ -59,6 +59,7 @@ class TargetChoice(str, Enum):
 
 
 DATA_HELP = "Folder in the layout of DAVIS, MOSE or SA-V, or procedural clips."
+EXPRESSIONS_HELP = "Texts of the objects, JSON as referring data sets have it; otherwise looked for in and beside DIR."
 TEXT_FORM = "[ID:]WORDS|[ID:]auto"
 _ALL_TARGETS = [TargetChoice.ALL]
 
@@ -300,13 +301,17 @@ def fit_text(
     bundle: Annotated[str, typer.Option(help="Bundle with a text encoder.")],
     data: Annotated[str, typer.Option(metavar="DIR|procedural", help=DATA_HELP)],
     out: Annotated[Path | None, typer.Option(help="A new bundle; without it the bundle itself is changed.")] = None,
+    expressions: Annotated[Path | None, typer.Option(help=EXPRESSIONS_HELP)] = None,
     clips: Annotated[int, typer.Option(min=1, help="Clips to fit to.")] = 200,
+    report_clips: Annotated[int, typer.Option(min=1, help="Other clips, to report on.")] = 24,
+    frames: Annotated[int, typer.Option(min=1, help="Frames of each clip.")] = 24,
     seed: Annotated[int, typer.Option(help="Which clips.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
 ) -> None:
     """Map descriptions to tokens by least squares, and report whether the map points the right way."""
     command = _needs_torch("fastsam2.training.text_fit").fit_text_command
-    report = command(bundle, data=data, out=out, clips=clips, seed=seed, threads=threads, progress=say)
+    numbers = {"clips": clips, "report_clips": report_clips, "frames": frames, "seed": seed, "threads": threads}
+    report = command(bundle, data=data, out=out, expressions=expressions, **numbers, progress=say)
     print(report.sign.lines())
 
 
@@ -318,15 +323,19 @@ def train_router(
     out: Annotated[Path | None, typer.Option(help="A new bundle; without it the bundle itself is changed.")] = None,
     work: Annotated[Path, typer.Option(help="Folder for samples, saves and log; the same call goes on from there.")] = Path("out/router"),
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 2000,
+    expressions: Annotated[Path | None, typer.Option(help=EXPRESSIONS_HELP)] = None,
     clips: Annotated[int, typer.Option(min=1, help="Clips to train on.")] = 60,
+    report_clips: Annotated[int, typer.Option(min=1, help="Other clips, to report on.")] = 12,
+    frames: Annotated[int, typer.Option(min=1, help="Frames of each clip.")] = 32,
     dropout_samples: Annotated[int, typer.Option(min=0, help="Monte-Carlo dropout: scores are the mean over so many patterns.")] = 0,
     seed: Annotated[int, typer.Option(help="Of clips, weights and batches.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
 ) -> None:
     """Train the router that ranks memory rows; encoder and text encoder stay as they are."""
     command = _needs_torch("fastsam2.training.router").train_router_command
-    numbers = {"steps": steps, "clips": clips, "dropout_samples": dropout_samples, "seed": seed, "threads": threads}
-    report = command(bundle, data=data, out=out, work=work, **numbers, progress=say)
+    numbers = {"steps": steps, "clips": clips, "report_clips": report_clips, "frames": frames, "seed": seed, "threads": threads}
+    more = {"expressions": expressions, "dropout_samples": dropout_samples}
+    report = command(bundle, data=data, out=out, work=work, **numbers, **more, progress=say)
     print(report.table())
 
 

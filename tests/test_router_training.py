@@ -29,6 +29,7 @@ from fastsam2.training.clip_source import PROCEDURAL, open_clips, procedural_cli
 from fastsam2.training.router import captured_mass, read_projection, train, train_router, train_router_command
 from fastsam2.training.router_samples import Recorder, Samples, query_weight
 from fastsam2.training.text_fit import fit_text, pairs, see
+from tests import eval_folders
 from tests.bare_nano import bare_nano
 from tests.words import encode
 
@@ -418,3 +419,21 @@ def test_clips_to_train_on_and_to_report_on_differ() -> None:
     assert a.ids == tuple(a.expressions)
     with pytest.raises(VideoError, match="clips >= 1, got 0"):
         open_clips(PROCEDURAL, clips=0, report_clips=1, frames=4)
+
+
+PLACES = ["train/meta_expressions.json", "train/expression_meta.json", "meta_expressions/train/meta_expressions.json", None]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_texts_are_found_where_their_authors_put_them(tmp_path: Path, place: str | None) -> None:
+    ids, names = eval_folders.moving(4, {1: 0}), eval_folders.numbers(4)
+    for video in ("a", "b"):
+        eval_folders.write_frames(tmp_path / "train/JPEGImages" / video, ids, names)
+        eval_folders.write_palette(tmp_path / "train/Annotations" / video, dict(zip(names, ids, strict=True)))
+    texts = {"videos": {video: {"expressions": {"0": {"exp": f"thing {video}", "obj_id": "1"}}} for video in ("a", "b")}}
+    file = tmp_path / (place or "mine.json")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(texts))
+    named = None if place else file
+    clips = [c for part in open_clips(str(tmp_path / "train"), clips=1, report_clips=1, frames=4, expressions=named) for c in part]
+    assert {c.name: dict(c.expressions) for c in clips} == {video: {1: (f"thing {video}",)} for video in ("a", "b")}

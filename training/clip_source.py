@@ -29,7 +29,9 @@ _LEVELS = (PLAIN, HARD, LONG)
 _SIZES = ((240, 320), (216, 384), (320, 240))
 
 
-def open_clips(data: str, *, clips: int, report_clips: int, frames: int, seed: int = 0) -> tuple[Iterator[Clip], Iterator[Clip]]:
+def open_clips(
+    data: str, *, clips: int, report_clips: int, frames: int, seed: int = 0, expressions: Path | None = None
+) -> tuple[Iterator[Clip], Iterator[Clip]]:
     """Clips to train on and clips to report on.
 
     Args:
@@ -38,6 +40,7 @@ def open_clips(data: str, *, clips: int, report_clips: int, frames: int, seed: i
         report_clips: how many to report on.
         frames: of a procedural clip.
         seed: which scenes, or the order of a data set's videos.
+        expressions: texts of a data set's objects, for `read_expressions`; None takes the file that lies where its authors put it.
 
     Raises:
         VideoError: if the folder is no data set, or has too few videos to keep some apart.
@@ -46,23 +49,26 @@ def open_clips(data: str, *, clips: int, report_clips: int, frames: int, seed: i
         if value < 1:
             raise VideoError(expected(f"{name} >= 1", value, "Ask for at least one"))
     if data == PROCEDURAL:
+        if expressions is not None:
+            raise VideoError(expected("a data set's folder with expressions", "procedural clips", "They have descriptions of their own"))
         return (
             (procedural_clip((TRAINING_SEED, seed, i), frames) for i in range(clips)),
             (procedural_clip((REPORT_SEED, seed, i), frames) for i in range(report_clips)),
         )
-    found = open_dataset(Path(data), expressions=_expressions_of(Path(data)))
+    found = open_dataset(Path(data), expressions=_expressions_of(Path(data)) if expressions is None else expressions)
     if len(found) <= report_clips:
         what = f"more than {report_clips} videos in {data}, so that some are left to train on"
-        raise VideoError(expected(what, len(found), "Report on fewer, or name a larger data set"))
+        raise VideoError(expected(what, len(found), "Report on fewer (--report-clips), or name a larger data set"))
     order = np.random.default_rng((seed, 2003)).permutation(len(found))
     mixed = [found[i] for i in order]
     return iter(mixed[report_clips : report_clips + clips]), iter(mixed[:report_clips])
 
 
 def _expressions_of(root: Path) -> Path | None:
-    """The texts that lie beside a data set's folders, under the name its authors use."""
-    file = root / "meta_expressions.json"
-    return file if file.is_file() else None
+    """The texts that lie where the authors of a data set put them: beside its folders, or in Ref-YouTube-VOS's folder for its splits."""
+    split = root.resolve()
+    places = (split / "meta_expressions.json", split / "expression_meta.json")
+    return next((f for f in (*places, split.parent / "meta_expressions" / split.name / "meta_expressions.json") if f.is_file()), None)
 
 
 def procedural_clip(seed: tuple[int, ...], frames: int) -> Clip:

@@ -184,6 +184,7 @@ def train_router_command(
     report_clips: int = 12,
     frames: int = 32,
     dropout_samples: int = 0,
+    expressions: Path | None = None,
     threads: int | None = None,
     progress: Say | None = None,
 ) -> RouterReport:
@@ -200,13 +201,14 @@ def train_router_command(
         report_clips: other clips, to report on.
         frames: read of each clip at most.
         dropout_samples: see `train_router`.
+        expressions: see `open_clips`.
         threads: CPU threads; None for every core.
         progress: called with one line at a time.
 
     Raises:
         FastSam2Error: as `train_router` and `open_clips`.
     """
-    to_train, to_report = open_clips(data, clips=clips, report_clips=report_clips, frames=frames, seed=seed)
+    to_train, to_report = open_clips(data, clips=clips, report_clips=report_clips, frames=frames, seed=seed, expressions=expressions)
     name = data if data == "procedural" else Path(data).resolve().name
     return train_router(
         bundle,
@@ -378,7 +380,7 @@ def _recorded(recorder: Recorder, clips: Iterable[Clip], folder: Path, frames: i
             parts.append(Samples.load(file))
     if not parts:
         what = f"clips to {folder.name} on in which an object can be tracked for 4 frames and more"
-        raise VideoError(expected(what, "none", "Name other data, or read more frames of each clip"))
+        raise VideoError(expected(what, "none", "Name other data, or read more --frames of each clip"))
     return Samples.join(parts), keys
 
 

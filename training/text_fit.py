@@ -179,7 +179,7 @@ def pairs(seen: Iterable[Seen], encode: Encode) -> tuple[Float, Float]:
                 rows_x.append(embedding)
                 rows_y.append(mean)
     if not rows_x:
-        todo = "Name data with expressions, or give procedural clips"
+        todo = "Name data with expressions, or their file with --expressions, or give procedural clips"
         raise VideoError(expected("frames that show objects with a description", "none", todo))
     return np.stack(rows_x).astype(np.float32), np.stack(rows_y).astype(np.float32)
 
@@ -364,6 +364,7 @@ def fit_text_command(
     report_clips: int = 24,
     frames: int = 24,
     ridge: float | None = None,
+    expressions: Path | None = None,
     threads: int | None = None,
     progress: Say | None = None,
 ) -> TextFitReport:
@@ -378,11 +379,12 @@ def fit_text_command(
         report_clips: other clips, for the sign report.
         frames: read of each clip at most.
         ridge: see `fit_text`.
+        expressions: see `open_clips`.
         threads: CPU threads; None for every core.
         progress: called with one line at a time.
 
     Raises:
         FastSam2Error: as `fit_text` and `open_clips`.
     """
-    to_fit, to_report = open_clips(data, clips=clips, report_clips=report_clips, frames=frames, seed=seed)
+    to_fit, to_report = open_clips(data, clips=clips, report_clips=report_clips, frames=frames, seed=seed, expressions=expressions)
     return fit_text(bundle, to_fit, held_out=to_report, out=out, ridge=ridge, frames=frames, threads=threads, progress=progress)
